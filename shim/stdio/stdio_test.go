@@ -1,0 +1,207 @@
+package stdio
+
+import (
+	"bytes"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+var when = time.Date(2026, 1, 2, 3, 4, 5, 6000, time.UTC)
+
+const stamp = "2026-01-02T03:04:05.000006000Z "
+
+func TestFormat(t *testing.T) {
+	long := strings.Repeat("x", MaxLine)
+	for name, test := range map[string]struct {
+		reads []string
+		want  string
+	}{
+		"lines":             {[]string{"a\nb\n"}, stamp + "stdout F a\n" + stamp + "stdout F b\n"},
+		"an empty line":     {[]string{"\n"}, stamp + "stdout F \n"},
+		"a line in parts":   {[]string{"a", "b\nc", "\n"}, stamp + "stdout F ab\n" + stamp + "stdout F c\n"},
+		"no newline at end": {[]string{"a\nb"}, stamp + "stdout F a\n" + stamp + "stdout P b\n"},
+		"just long enough":  {[]string{long + "\n"}, stamp + "stdout F " + long + "\n"},
+		"too long":          {[]string{long, "y\n"}, stamp + "stdout P " + long + "\n" + stamp + "stdout F y\n"},
+		"nothing":           {nil, ""},
+	} {
+		f := &formatter{name: "stdout"}
+		var out []byte
+		for _, r := range test.reads {
+			out = f.append(out, []byte(r), when)
+		}
+		if got := string(f.flush(out, when)); got != test.want {
+			t.Errorf("%s: got %q, want %q", name, got, test.want)
+		}
+	}
+}
+
+// contents takes the records apart again.
+func contents(t *testing.T, log []byte) []byte {
+	t.Helper()
+	var all []byte
+	for _, record := range bytes.SplitAfter(log, []byte("\n")) {
+		if len(record) == 0 {
+			continue
+		}
+		parts := bytes.SplitN(record, []byte(" "), 4)
+		if len(parts) != 4 || len(parts[3]) > MaxLine+1 {
+			t.Fatalf("bad record %q", record)
+		}
+		if parts[2][0] == 'P' {
+			parts[3] = parts[3][:len(parts[3])-1]
+		}
+		all = append(all, parts[3]...)
+	}
+	return all
+}
+
+func FuzzFormatKeepsEveryByte(f *testing.F) {
+	f.Add([]byte("a\nbc"), uint64(1))
+	f.Add(bytes.Repeat([]byte("z"), 3*MaxLine), uint64(2))
+	f.Fuzz(func(t *testing.T, data []byte, seed uint64) {
+		rng := rand.New(rand.NewPCG(seed, 0))
+		form := &formatter{name: "stderr"}
+		var out []byte
+		for rest := data; len(rest) > 0; {
+			n := 1 + rng.IntN(len(rest))
+			out = form.append(out, rest[:n], when)
+			rest = rest[n:]
+		}
+		if got := contents(t, form.flush(out, when)); !bytes.Equal(got, data) {
+			t.Errorf("%d bytes came back as %d", len(data), len(got))
+		}
+	})
+}
+
+func TestStreamLogsAndFeedsAttached(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	log, err := OpenLog(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, w := pipe(t)
+	ar, aw := pipe(t)
+	s := NewLogStream(r, "stdout", log)
+	s.Attach(aw)
+	done := make(chan error, 1)
+	go func() { done <- s.Copy() }()
+	io.WriteString(w, "one\ntwo")
+	w.Close()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if got, _ := io.ReadAll(ar); string(got) != "one\ntwo" {
+		t.Errorf("attached got %q", got)
+	}
+	if err := log.Close(); err != nil {
+		t.Error(err)
+	}
+	data, _ := os.ReadFile(path)
+	if got := contents(t, data); string(got) != "one\ntwo" {
+		t.Errorf("log holds %q", data)
+	}
+}
+
+func TestReopenLosesNothing(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "log")
+	log, err := OpenLog(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, w := pipe(t)
+	s := NewLogStream(r, "stdout", log)
+	done := make(chan error, 1)
+	go func() { done <- s.Copy() }()
+	const lines = 20000
+	go func() {
+		for range lines {
+			io.WriteString(w, "a line of output\n")
+		}
+		w.Close()
+	}()
+	for _, name := range []string{"log.1", "log.2"} {
+		if err := os.Rename(path, filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+		if err := log.Reopen(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	total := 0
+	for _, name := range []string{"log.1", "log.2", "log"} {
+		data, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(data) > 0 && data[len(data)-1] != '\n' {
+			t.Errorf("%s ends within a record", name)
+		}
+		total += bytes.Count(data, []byte("\n"))
+	}
+	if total != lines {
+		t.Errorf("%d lines of %d", total, lines)
+	}
+}
+
+func TestFullDiskDoesNotStopTheContainer(t *testing.T) {
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := &Log{path: "full", file: full}
+	r, w := pipe(t)
+	s := NewLogStream(r, "stdout", log)
+	done := make(chan error, 1)
+	go func() { done <- s.Copy() }()
+	if _, err := w.Write(bytes.Repeat([]byte("line\n"), 100000)); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if err := log.Close(); err == nil || !strings.Contains(err.Error(), "dropped") {
+		t.Errorf("Close = %v, want the number of dropped bytes", err)
+	}
+}
+
+func pipe(t *testing.T) (r, w *os.File) {
+	t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.Close(); w.Close() })
+	return r, w
+}
+
+func BenchmarkLog(b *testing.B) {
+	log, err := OpenLog(filepath.Join(b.TempDir(), "log"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer log.Close()
+	r, w, err := os.Pipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	chunk := bytes.Repeat([]byte(strings.Repeat("x", 99)+"\n"), 655)
+	s := NewLogStream(r, "stdout", log)
+	done := make(chan error, 1)
+	go func() { done <- s.Copy() }()
+	b.SetBytes(int64(len(chunk)))
+	for b.Loop() {
+		w.Write(chunk)
+	}
+	w.Close()
+	<-done
+}

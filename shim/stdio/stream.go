@@ -1,0 +1,148 @@
+package stdio
+
+import (
+	"io"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// readSize is what one read(2) asks for: a pipe's capacity.
+const readSize = 64 << 10
+
+// stalled is how long an attached client may take nothing before it is let
+// go, so that it cannot stop the container for ever.
+const stalled = 10 * time.Second
+
+// buffer is what one round of reading and formatting needs.
+type buffer struct{ in, out []byte }
+
+// buffers is shared by all streams of a shim: idle ones hold none.
+var buffers = sync.Pool{New: func() any { return &buffer{in: make([]byte, readSize)} }}
+
+// Stream copies one stream of a container.
+type Stream struct {
+	source *os.File
+	format *formatter // nil: raw
+	sink   io.Writer  // nil: nowhere
+
+	mu       sync.Mutex // guards all below
+	attached []*os.File
+	ended    bool
+}
+
+// NewLogStream copies source to log as the stream of the given name. source
+// must be in non-blocking mode.
+func NewLogStream(source *os.File, name string, log *Log) *Stream {
+	return &Stream{source: source, format: &formatter{name: name}, sink: log}
+}
+
+// NewRawStream copies source to sink unchanged; a nil sink drops it.
+func NewRawStream(source *os.File, sink io.Writer) *Stream {
+	return &Stream{source: source, sink: sink}
+}
+
+// Copy runs until the source ends, then lets attached clients go and closes
+// the source.
+func (s *Stream) Copy() error {
+	err := s.copy()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ended = true
+	for _, w := range s.attached {
+		w.Close()
+	}
+	s.attached = nil
+	s.source.Close()
+	return err
+}
+
+func (s *Stream) copy() error {
+	raw, err := s.source.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failed error
+	err = raw.Read(func(fd uintptr) bool {
+		b := buffers.Get().(*buffer)
+		defer buffers.Put(b)
+		for {
+			n, err := unix.Read(int(fd), b.in)
+			switch {
+			case err == unix.EINTR:
+				continue
+			case err == unix.EAGAIN:
+				return false
+			case err == unix.EIO: // a terminal whose last slave has been closed
+				return true
+			case err != nil:
+				failed = err
+				return true
+			case n == 0:
+				return true
+			}
+			s.emit(b, n)
+		}
+	})
+	s.flush()
+	if failed != nil {
+		return failed
+	}
+	return err
+}
+
+// emit passes on the first n bytes read.
+func (s *Stream) emit(b *buffer, n int) {
+	data := b.in[:n]
+	switch {
+	case s.format != nil:
+		b.out = s.format.append(b.out[:0], data, time.Now())
+		if len(b.out) > 0 {
+			s.sink.Write(b.out) // a log's Write does not fail
+		}
+	case s.sink != nil:
+		if _, err := s.sink.Write(data); err != nil {
+			s.sink = nil // its reader has gone; the container must not stop
+		}
+	}
+	s.toAttached(data)
+}
+
+func (s *Stream) flush() {
+	if s.format == nil {
+		return
+	}
+	if out := s.format.flush(nil, time.Now()); len(out) > 0 {
+		s.sink.Write(out)
+	}
+}
+
+func (s *Stream) toAttached(data []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	kept := s.attached[:0]
+	for _, w := range s.attached {
+		// A pipe or socket takes a deadline; anything else cannot stall.
+		_ = w.SetWriteDeadline(time.Now().Add(stalled))
+		if _, err := w.Write(data); err != nil {
+			w.Close()
+			continue
+		}
+		kept = append(kept, w)
+	}
+	s.attached = kept
+}
+
+// Attach sends what comes from now on to w as well, which the stream closes
+// at its end or when w takes nothing for ten seconds.
+func (s *Stream) Attach(w *os.File) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended {
+		w.Close()
+		return
+	}
+	s.attached = append(s.attached, w)
+}
