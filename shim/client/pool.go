@@ -1,0 +1,206 @@
+package client
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// Pool starts shims and keeps a few idle ones ahead, since starting a process
+// is the longest part of starting a container. Idle shims end with the daemon.
+type Pool struct {
+	binary *os.File // a read-only view of the shim's binary
+	dir    string   // of the sockets
+	idle   chan *Shim
+	log    *slog.Logger
+
+	lifeline [2]*os.File // a pipe of which idle shims hold the reading end
+	stderr   *os.File
+	filling  sync.WaitGroup
+	reaping  sync.WaitGroup
+	signals  chan os.Signal
+
+	mu     sync.Mutex // guards all below
+	pids   map[int]struct{}
+	next   int
+	closed bool
+}
+
+// NewPool keeps size idle shims of the binary at path; their sockets lie in
+// dir, and what they have to say goes to the file shim.log there.
+func NewPool(path, dir string, size int, log *slog.Logger) (*Pool, error) {
+	binary, err := readOnlyView(path)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	stderr, err := os.OpenFile(filepath.Join(dir, "shim.log"), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	p := &Pool{binary: binary, dir: dir, idle: make(chan *Shim, size), log: log, lifeline: [2]*os.File{r, w}, stderr: stderr,
+		signals: make(chan os.Signal, 1), pids: map[int]struct{}{}}
+	signal.Notify(p.signals, unix.SIGCHLD)
+	p.reaping.Go(p.reap)
+	for range size {
+		p.refill()
+	}
+	return p, nil
+}
+
+// readOnlyView opens the binary on a detached read-only mount of its own, so
+// that nothing which gets hold of a shim's /proc/self/exe can write to it
+// (CVE-2019-5736). The page cache stays shared, unlike that of a copy.
+func readOnlyView(path string) (*os.File, error) {
+	tree, err := unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return nil, &os.PathError{Op: "open_tree", Path: path, Err: err}
+	}
+	attr := &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
+	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, attr); err != nil {
+		unix.Close(tree)
+		return nil, &os.PathError{Op: "mount_setattr", Path: path, Err: err}
+	}
+	return os.NewFile(uintptr(tree), path), nil
+}
+
+// Get gives a shim that nobody else has: an idle one, or a new one.
+func (p *Pool) Get() (*Shim, error) {
+	select {
+	case s := <-p.idle:
+		p.refill()
+		return s, nil
+	default:
+		p.refill()
+		return p.start()
+	}
+}
+
+// refill starts one shim in the background, unless the pool is full.
+func (p *Pool) refill() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed || cap(p.idle) == 0 {
+		return
+	}
+	p.filling.Go(func() {
+		s, err := p.start()
+		if err != nil {
+			p.log.Warn("no shim could be started ahead", "err", err)
+			return
+		}
+		select {
+		case p.idle <- s:
+		default:
+			p.discard(s)
+		}
+	})
+}
+
+// start runs a shim on a new socket and connects to it. The socket listens
+// before the process exists, so nobody waits for it to be ready.
+func (p *Pool) start() (*Shim, error) {
+	l, path, err := p.listen()
+	if err != nil {
+		return nil, err
+	}
+	defer l.Close()
+	attr := &os.ProcAttr{
+		Dir:   "/",
+		Env:   []string{"GOMAXPROCS=1", "PATH=" + os.Getenv("PATH")},
+		Files: []*os.File{nil, nil, p.stderr, l, p.lifeline[0]},
+		Sys:   &syscall.SysProcAttr{Setsid: true},
+	}
+	self := "/proc/self/fd/" + strconv.Itoa(int(p.binary.Fd()))
+	p.mu.Lock()
+	proc, err := os.StartProcess(self, []string{"longshore-shim", "serve"}, attr)
+	if err == nil {
+		p.pids[proc.Pid] = struct{}{}
+	}
+	p.mu.Unlock()
+	if err != nil {
+		os.Remove(path)
+		return nil, fmt.Errorf("start %s: %w", p.binary.Name(), err)
+	}
+	proc.Release()
+	return Dial(path)
+}
+
+// listen makes the socket of a new shim.
+func (p *Pool) listen() (*os.File, string, error) {
+	p.mu.Lock()
+	p.next++
+	path := filepath.Join(p.dir, fmt.Sprintf("%d-%d.sock", os.Getpid(), p.next))
+	p.mu.Unlock()
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, "", err
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return nil, "", fmt.Errorf("shim socket: %w", err)
+	}
+	defer l.Close()
+	l.SetUnlinkOnClose(false)
+	f, err := l.File()
+	if err != nil {
+		os.Remove(path)
+		return nil, "", err
+	}
+	return f, path, nil
+}
+
+// reap collects shims that have ended, by pid, so that no child of others is
+// taken and no thread waits.
+func (p *Pool) reap() {
+	for range p.signals {
+		p.mu.Lock()
+		for pid := range p.pids {
+			if got, err := unix.Wait4(pid, nil, unix.WNOHANG, nil); got == pid || err == unix.ECHILD {
+				delete(p.pids, pid)
+			}
+		}
+		p.mu.Unlock()
+	}
+}
+
+func (p *Pool) discard(s *Shim) {
+	addr := s.Addr()
+	s.Close()
+	// Nothing was given to it: it ends when the lifeline does; its socket is
+	// not needed to tell it so.
+	os.Remove(addr)
+}
+
+// Close lets the idle shims end. Those that were given out go on.
+func (p *Pool) Close() {
+	p.mu.Lock()
+	p.closed = true
+	p.mu.Unlock()
+	p.filling.Wait()
+	p.lifeline[1].Close()
+	close(p.idle)
+	for s := range p.idle {
+		p.discard(s)
+	}
+	signal.Stop(p.signals)
+	close(p.signals)
+	p.reaping.Wait()
+	p.lifeline[0].Close()
+	p.binary.Close()
+	p.stderr.Close()
+}

@@ -1,0 +1,227 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/longshore/longshore/internal/atomicfile"
+	"github.com/longshore/longshore/internal/undo"
+	"github.com/longshore/longshore/shim/api"
+	"github.com/longshore/longshore/shim/launch"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// configFile is the OCI specification in a bundle.
+const configFile = "config.json"
+
+// container is one container of this shim.
+type container struct {
+	id, bundle string
+	launched   *launch.Container
+	init       *process
+
+	mu     sync.Mutex // guards all below
+	execs  map[string]*process
+	paused bool
+}
+
+// newContainer makes a container, stopped before its program.
+func newContainer(req *api.CreateTaskRequest) (*container, error) {
+	var spec specs.Spec
+	if err := atomicfile.ReadJSON(filepath.Join(req.Bundle, configFile), &spec); err != nil {
+		return nil, api.Errorf(api.CodeInvalidArgument, "%v", err)
+	}
+	if spec.Process == nil {
+		return nil, api.Errorf(api.CodeInvalidArgument, "%s: no process", req.Bundle)
+	}
+	var taken undo.Stack
+	defer taken.Run()
+	streams, err := openStreams(spec.Process.Terminal, req.Stdin, req.Stdout, req.Stderr)
+	if err != nil {
+		return nil, err
+	}
+	taken.Add(streams.abandon)
+	launched, err := launch.Create(launch.Config{
+		ID: req.ID, Bundle: req.Bundle, Spec: &spec, Rootfs: launchMounts(req.Rootfs), Stdio: streams.child,
+	})
+	if err != nil {
+		return nil, classify(err)
+	}
+	taken.Keep()
+	c := &container{id: req.ID, bundle: req.Bundle, launched: launched, execs: map[string]*process{}}
+	c.init = newProcess("", streams)
+	c.init.begin(launched.Init(), api.StatusCreated)
+	go c.watchInit()
+	return c, nil
+}
+
+func launchMounts(mounts []*api.Mount) []launch.Mount {
+	out := make([]launch.Mount, 0, len(mounts))
+	for _, m := range mounts {
+		out = append(out, launch.Mount{Type: m.Type, Source: m.Source, Options: m.Options})
+	}
+	return out
+}
+
+// classify gives an error of a launch its gRPC code.
+func classify(err error) error {
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		return &api.Error{Code: api.CodeNotFound, Message: err.Error()}
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EACCES), errors.Is(err, unix.ENOEXEC):
+		return &api.Error{Code: api.CodeInvalidArgument, Message: err.Error()}
+	}
+	return err
+}
+
+// process finds the container's first process (""), or one of exec.
+func (c *container) process(execID string) (*process, error) {
+	if execID == "" {
+		return c.init, nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p, ok := c.execs[execID]
+	if !ok {
+		return nil, api.Errorf(api.CodeNotFound, "process %q of container %s is not here", execID, c.id)
+	}
+	return p, nil
+}
+
+// start opens the gate of the container, or runs a process of exec.
+func (c *container) start(p *process) error {
+	if p != c.init {
+		return c.startExec(p)
+	}
+	if !p.move(api.StatusCreated, api.StatusRunning) {
+		return api.Errorf(api.CodeFailedPrecondition, "container %s has been started", c.id)
+	}
+	if err := c.launched.Start(); err != nil {
+		return classify(err)
+	}
+	return nil
+}
+
+// watchInit waits for the container's first process and records its end. It
+// ends with the container.
+func (c *container) watchInit() {
+	p := c.init
+	status, err := p.running().Wait()
+	exit := exitOf(p.pid(), status, err)
+	// Before anything else touches the cgroup: its count goes with it.
+	if kills, err := c.launched.Cgroup().OOMKills(); err == nil && kills > 0 && exit.Code != 0 {
+		exit.OOMKilled = true
+	}
+	// A pid namespace of its own ends with its first process; a shared one
+	// leaves the others running, with the container's output open.
+	if err := c.launched.Cgroup().Kill(); err != nil && !errors.Is(err, unix.ENOENT) {
+		exit.Message = fmt.Sprintf("kill what is left: %v", err)
+	}
+	if err := p.drain(); err != nil {
+		exit.Message = err.Error()
+	}
+	if err := atomicfile.WriteJSON(filepath.Join(c.bundle, api.ExitFile), exit, atomicfile.Volatile); err != nil {
+		fmt.Fprintln(os.Stderr, "longshore-shim: exit record:", err)
+	}
+	p.finish(exit)
+}
+
+// exitOf makes the exit record of a process that has just ended.
+func exitOf(pid int, status unix.WaitStatus, err error) api.Exit {
+	exit := api.Exit{Pid: pid, ExitedAtNS: time.Now().UnixNano()}
+	switch {
+	case err != nil:
+		exit.Code, exit.Message = 255, err.Error()
+	case status.Signaled():
+		exit.Signal = int(status.Signal())
+		exit.Code = 128 + exit.Signal
+	default:
+		exit.Code = status.ExitStatus()
+	}
+	return exit
+}
+
+// killAll ends every process of the container.
+func (c *container) killAll() error {
+	if c.init.ended() {
+		return nil
+	}
+	err := c.launched.Cgroup().Kill()
+	// What never joined the cgroup dies with the first process.
+	if sigErr := c.init.signal(unix.SIGKILL); err == nil {
+		err = sigErr
+	}
+	return err
+}
+
+// delete releases a process that has ended, and with the first one all that
+// the container holds. A container that was never started is ended.
+func (c *container) delete(p *process) error {
+	switch {
+	case p == c.init && p.status() == api.StatusCreated:
+		if err := c.killAll(); err != nil {
+			return fmt.Errorf("end %s: %w", c.id, err)
+		}
+		<-p.done
+	case p != c.init && p.status() == api.StatusCreated:
+		p.finish(api.Exit{})
+	case !p.ended():
+		return api.Errorf(api.CodeFailedPrecondition, "process of container %s is running", c.id)
+	}
+	if p != c.init {
+		c.mu.Lock()
+		delete(c.execs, p.execID)
+		c.mu.Unlock()
+		return nil
+	}
+	if err := c.launched.Close(); err != nil {
+		return fmt.Errorf("release %s: %w", c.id, err)
+	}
+	return nil
+}
+
+// forget drops a process of Run, which nobody deletes, once its end is told.
+func (c *container) forget(p *process) {
+	if !p.transient {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.execs, p.execID)
+}
+
+func (c *container) setPaused(paused bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.paused = paused
+}
+
+func (c *container) state(p *process) *api.StateResponse {
+	status := p.status()
+	c.mu.Lock()
+	if c.paused && status == api.StatusRunning {
+		status = api.StatusPaused
+	}
+	c.mu.Unlock()
+	resp := &api.StateResponse{ID: c.id, Bundle: c.bundle, Pid: uint32(p.pid()), Status: int32(status),
+		Terminal: p.streams.console != nil, ExecID: p.execID}
+	if p.ended() {
+		resp.ExitStatus, resp.ExitedAt = uint32(p.exit.Code), p.exitedAt()
+	}
+	return resp
+}
+
+// decodeProcess reads the JSON of an OCI process.
+func decodeProcess(data []byte) (*specs.Process, error) {
+	var p specs.Process
+	if err := json.Unmarshal(data, &p); err != nil {
+		return nil, api.Errorf(api.CodeInvalidArgument, "process: %v", err)
+	}
+	return &p, nil
+}

@@ -1,0 +1,89 @@
+// Command longshore-shim is the parent of one container: it makes the
+// namespaces, cgroups, mounts and network, starts the process, owns its stdio,
+// its log and its exit record, and answers the daemon over a unix socket. It
+// outlives the daemon and links neither gRPC nor Kubernetes.
+//
+// The same binary, started the same way, makes or removes a pod's sandbox and
+// then ends.
+package main
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"runtime"
+
+	"golang.org/x/sys/unix"
+)
+
+// Descriptors that the daemon hands over; see api/PROTOCOL.md.
+const (
+	fdListener = 3
+	fdLifeline = 4
+)
+
+func main() {
+	runtime.GOMAXPROCS(1)
+	if err := run(os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "longshore-shim:", err)
+		os.Exit(1)
+	}
+}
+
+func run(args []string) error {
+	if len(args) != 1 || args[0] != "serve" {
+		return fmt.Errorf("usage: longshore-shim serve, with a listening socket as descriptor %d and the daemon's pipe as %d", fdListener, fdLifeline)
+	}
+	l, err := inheritedListener()
+	if err != nil {
+		return err
+	}
+	lifeline := os.NewFile(fdLifeline, "lifeline")
+	unix.CloseOnExec(fdLifeline)
+	return serve(l, lifeline)
+}
+
+func inheritedListener() (*net.UnixListener, error) {
+	f := os.NewFile(fdListener, "listener")
+	if f == nil {
+		return nil, fmt.Errorf("descriptor %d is not open", fdListener)
+	}
+	defer f.Close()
+	l, err := net.FileListener(f)
+	if err != nil {
+		return nil, fmt.Errorf("descriptor %d: %w", fdListener, err)
+	}
+	unixListener, ok := l.(*net.UnixListener)
+	if !ok {
+		l.Close()
+		return nil, fmt.Errorf("descriptor %d is not a unix socket", fdListener)
+	}
+	return unixListener, nil
+}
+
+// serve answers until the service ends itself: it was told to, or it is idle
+// and its daemon has gone.
+func serve(l *net.UnixListener, lifeline *os.File) error {
+	s := newService()
+	served := make(chan error, 1)
+	go func() { served <- s.server.Serve(l) }()
+	go func() {
+		var b [1]byte
+		lifeline.Read(b[:]) // returns when the daemon's end has closed
+		s.daemonGone()
+	}()
+	<-s.ending
+	removeSocket(l)
+	l.Close()
+	s.server.Close()
+	lifeline.Close()
+	return <-served
+}
+
+// removeSocket unlinks the socket's file; a listener made from a descriptor
+// does not do so by itself.
+func removeSocket(l *net.UnixListener) {
+	if addr, ok := l.Addr().(*net.UnixAddr); ok && addr.Name != "" {
+		os.Remove(addr.Name)
+	}
+}

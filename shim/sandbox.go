@@ -1,0 +1,230 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"time"
+
+	"github.com/longshore/longshore/cni/plugin"
+	"github.com/longshore/longshore/internal/atomicfile"
+	"github.com/longshore/longshore/internal/cgroup"
+	"github.com/longshore/longshore/internal/undo"
+	"github.com/longshore/longshore/shim/api"
+	"github.com/longshore/longshore/shim/launch"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// networkLimit bounds what attaching or detaching a pod may take, whatever
+// the daemon that asked for it has come to.
+const networkLimit = 4 * time.Minute
+
+// interfaceName is the pod's end of the network.
+const interfaceName = "eth0"
+
+// createSandbox makes a pod's namespaces and network, and writes the result
+// record before it answers. Asked again, it answers with the record.
+func (s *service) createSandbox(_ context.Context, decode func(any) error, _ *api.Files) (any, error) {
+	sandbox, err := decodeSandbox(decode)
+	if err != nil {
+		return nil, err
+	}
+	s.claim()
+	// Not the call's context: an operation that was begun is finished.
+	ctx, cancel := context.WithTimeout(context.Background(), networkLimit)
+	defer cancel()
+	result, err := makeSandbox(ctx, sandbox)
+	if err != nil {
+		return nil, err
+	}
+	data, err := json.Marshal(result)
+	return &api.SandboxResponse{Result: data}, err
+}
+
+func decodeSandbox(decode func(any) error) (*api.Sandbox, error) {
+	var req api.SandboxRequest
+	if err := decode(&req); err != nil {
+		return nil, err
+	}
+	var sandbox api.Sandbox
+	if err := json.Unmarshal(req.Config, &sandbox); err != nil {
+		return nil, api.Errorf(api.CodeInvalidArgument, "sandbox: %v", err)
+	}
+	return &sandbox, nil
+}
+
+func makeSandbox(ctx context.Context, sandbox *api.Sandbox) (*api.SandboxResult, error) {
+	var taken undo.Stack
+	defer taken.Run()
+	taken.Add(func() {
+		if err := unmakeSandbox(ctx, sandbox); err != nil {
+			fmt.Fprintf(os.Stderr, "longshore-shim: take back sandbox %s: %v\n", sandbox.ID, err)
+		}
+	})
+	pid, err := launch.CreateSandbox(launch.SandboxConfig{
+		Dir: sandbox.Dir, NewNet: sandbox.NewNet, NewIPC: sandbox.NewIPC, NewUTS: sandbox.NewUTS, NewPID: sandbox.NewPID,
+		UIDMappings: idMappings(sandbox.UIDs), GIDMappings: idMappings(sandbox.GIDs),
+		Hostname: sandbox.Hostname, Sysctls: sandbox.Sysctls, CgroupPath: sandbox.CgroupPath, ShmSize: sandbox.ShmSize,
+	})
+	if err != nil {
+		return nil, classify(err)
+	}
+	result := &api.SandboxResult{InitPid: pid}
+	if sandbox.Network != nil {
+		added, err := plugin.Add(ctx, attachment(sandbox))
+		if err != nil {
+			return nil, fmt.Errorf("attach pod %s to its network: %w", sandbox.ID, err)
+		}
+		result.CNIResult, result.DNS = added.Raw, added.DNS.Nameservers
+		for _, ip := range added.IPs {
+			result.IPs = append(result.IPs, ip.Address.IP.String())
+		}
+	}
+	if err := atomicfile.WriteJSON(filepath.Join(sandbox.Dir, api.ResultFile), result, atomicfile.Volatile); err != nil {
+		return nil, err
+	}
+	taken.Keep()
+	return result, nil
+}
+
+func idMappings(maps []api.IDMap) []specs.LinuxIDMapping {
+	out := make([]specs.LinuxIDMapping, 0, len(maps))
+	for _, m := range maps {
+		out = append(out, specs.LinuxIDMapping{ContainerID: m.Container, HostID: m.Host, Size: m.Size})
+	}
+	return out
+}
+
+func attachment(sandbox *api.Sandbox) plugin.Attachment {
+	n := sandbox.Network
+	a := plugin.Attachment{
+		ContainerID: sandbox.ID, NetNS: filepath.Join(sandbox.Dir, "net"), IfName: interfaceName,
+		Conflist: n.Conflist, Args: n.Args, BinDirs: n.BinDirs, CacheDir: n.CacheDir, DataDir: n.DataDir,
+	}
+	for _, m := range n.PortMappings {
+		a.PortMappings = append(a.PortMappings, plugin.PortMapping{
+			HostPort: m.HostPort, ContainerPort: m.ContainerPort, Protocol: m.Protocol, HostIP: m.HostIP,
+		})
+	}
+	return a
+}
+
+// removeSandbox takes down whatever is there of a sandbox: the network, the
+// first process of a shared pid namespace, the pins and the cgroup.
+func (s *service) removeSandbox(_ context.Context, decode func(any) error, _ *api.Files) (any, error) {
+	sandbox, err := decodeSandbox(decode)
+	if err != nil {
+		return nil, err
+	}
+	s.claim()
+	ctx, cancel := context.WithTimeout(context.Background(), networkLimit)
+	defer cancel()
+	if err := unmakeSandbox(ctx, sandbox); err != nil {
+		return nil, err
+	}
+	return &api.Empty{}, nil
+}
+
+func unmakeSandbox(ctx context.Context, sandbox *api.Sandbox) error {
+	var errs []error
+	if sandbox.Network != nil {
+		if err := plugin.Del(ctx, attachment(sandbox)); err != nil {
+			errs = append(errs, fmt.Errorf("detach pod %s from its network: %w", sandbox.ID, err))
+		}
+	}
+	if err := removeCgroup(sandbox.CgroupPath); err != nil {
+		errs = append(errs, err)
+	}
+	if len(errs) > 0 {
+		return errors.Join(errs...) // the pins stay, so that it can be tried again
+	}
+	return launch.RemoveSandbox(sandbox.Dir)
+}
+
+// removeCgroup ends what runs in the pod's cgroup, which is the first process
+// of a shared pid namespace at most, and removes it.
+func removeCgroup(path string) error {
+	if path == "" {
+		return nil
+	}
+	host, err := cgroup.Detect()
+	if err != nil {
+		return err
+	}
+	group := host.Load(path)
+	if err := group.Kill(); err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("end the processes of %s: %w", path, err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), networkLimit)
+	defer cancel()
+	if err := group.WaitEmpty(ctx); err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("wait for the processes of %s: %w", path, err)
+	}
+	return group.Remove()
+}
+
+// dial connects to a port inside a network namespace, on the loopback
+// addresses, for a port-forward. The thread that entered is thrown away.
+func (s *service) dial(_ context.Context, decode func(any) error, files *api.Files) (any, error) {
+	var req api.DialRequest
+	if err := decode(&req); err != nil {
+		return nil, err
+	}
+	type answer struct {
+		fd  int
+		err error
+	}
+	answers := make(chan answer, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		fd, err := dialIn(req.NetNS, int(req.Port))
+		answers <- answer{fd, err}
+	}()
+	a := <-answers
+	if a.err != nil {
+		return nil, a.err
+	}
+	files.Out = []int{a.fd}
+	return &api.Empty{}, nil
+}
+
+func dialIn(netns string, port int) (int, error) {
+	if netns != "" {
+		ns, err := unix.Open(netns, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return -1, &os.PathError{Op: "open", Path: netns, Err: err}
+		}
+		defer unix.Close(ns)
+		if err := unix.Setns(ns, unix.CLONE_NEWNET); err != nil {
+			return -1, fmt.Errorf("enter %s: %w", netns, err)
+		}
+	}
+	fd, err := connect(unix.AF_INET, &unix.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}})
+	if err == nil {
+		return fd, nil
+	}
+	v6 := &unix.SockaddrInet6{Port: port}
+	v6.Addr[15] = 1
+	if fd, v6err := connect(unix.AF_INET6, v6); v6err == nil {
+		return fd, nil
+	}
+	return -1, api.Errorf(api.CodeFailedPrecondition, "connect to port %s of the pod: %v", strconv.Itoa(port), err)
+}
+
+func connect(family int, to unix.Sockaddr) (int, error) {
+	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	if err := unix.Connect(fd, to); err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
