@@ -1,0 +1,107 @@
+package cgroup
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxFile bounds what is read of one control file; the kernel's longest are
+// memory.stat and io.stat of a host with many disks.
+const maxFile = 1 << 20
+
+// writeFile writes one value to a control file, which must exist. One value is
+// one write(2): the kernel takes each as a command.
+func writeFile(dir, file string, values ...string) error {
+	name := filepath.Join(dir, file)
+	fd, err := unix.Open(name, unix.O_WRONLY|unix.O_TRUNC|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return &fs.PathError{Op: "open", Path: name, Err: err}
+	}
+	defer unix.Close(fd)
+	for _, value := range values {
+		// Shrinking a memory limit reclaims, and a signal ends that early.
+		for err = unix.EINTR; err == unix.EINTR; {
+			_, err = unix.Write(fd, []byte(value))
+		}
+		if err != nil {
+			return fmt.Errorf("write %q to %s: %w", value, name, err)
+		}
+	}
+	return nil
+}
+
+// writeIfThere writes to a file that only some kernels or configurations have.
+func writeIfThere(dir, file, value string) error {
+	err := writeFile(dir, file, value)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// readFile reads a control file without its last newline.
+func readFile(dir, file string) (string, error) {
+	f, err := os.Open(filepath.Join(dir, file))
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxFile))
+	return strings.TrimSuffix(string(data), "\n"), err
+}
+
+// readUint reads a number; "max" and version 1's -1 are [Unlimited].
+func readUint(dir, file string) (uint64, error) {
+	text, err := readFile(dir, file)
+	if err != nil {
+		return 0, err
+	}
+	n, err := parseUint(text)
+	if err != nil {
+		return 0, fmt.Errorf("parse %s: %w", filepath.Join(dir, file), err)
+	}
+	return n, nil
+}
+
+func parseUint(text string) (uint64, error) {
+	if text == "max" || text == "-1" {
+		return Unlimited, nil
+	}
+	return strconv.ParseUint(text, 10, 64)
+}
+
+// keyed calls visit for each "key value" line of a flat keyed file.
+func keyed(text string, visit func(key string, value uint64)) {
+	for line := range strings.SplitSeq(text, "\n") {
+		key, value, ok := strings.Cut(line, " ")
+		if !ok {
+			continue
+		}
+		if n, err := parseUint(value); err == nil {
+			visit(key, n)
+		}
+	}
+}
+
+// readKey reads one line of a flat keyed file; a missing key is 0.
+func readKey(dir, file, key string) (uint64, error) {
+	text, err := readFile(dir, file)
+	var found uint64
+	keyed(text, func(k string, v uint64) {
+		if k == key {
+			found = v
+		}
+	})
+	return found, err
+}
+
+// readEvent reads a key of cgroup.events: "populated" or "frozen".
+func readEvent(dir, key string) (uint64, error) { return readKey(dir, "cgroup.events", key) }

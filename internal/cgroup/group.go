@@ -1,0 +1,393 @@
+package cgroup
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/longshore/longshore/internal/undo"
+)
+
+// maxDepth bounds how far below itself a group is walked. A container may nest
+// groups; the kernel's own limit is the path length.
+const maxDepth = 64
+
+// maxPath bounds a group's name, which a client gives.
+const maxPath = 4096
+
+// Group is one control group, the same path in every hierarchy.
+type Group struct {
+	host *Host
+	path string
+}
+
+// errRoot keeps a lost or empty path from acting on the whole machine.
+var errRoot = errors.New("the root cgroup is not ours to change")
+
+// Load names a group without touching it. The path is cleaned and taken below
+// each hierarchy's root, so ".." leads nowhere.
+func (h *Host) Load(name string) *Group {
+	return &Group{host: h, path: path.Clean("/" + name)}
+}
+
+// New makes the group in every hierarchy, with its parents, and applies res
+// (nil for no limits). A group that exists is adopted. On an error, what was
+// made is removed again; parents that existed before stay.
+func (h *Host) New(name string, res *specs.LinuxResources) (*Group, error) {
+	if err := checkName(name); err != nil {
+		return nil, err
+	}
+	g := h.Load(name)
+	var made undo.Stack
+	defer made.Run()
+	for i := range h.Trees {
+		t := &h.Trees[i]
+		dir := g.dir(t)
+		if err := mkdirAll(t.Mount, dir, &made); err != nil {
+			return nil, fmt.Errorf("create cgroup %s: %w", g.path, err)
+		}
+		if t.Unified {
+			enableControllers(t, g.path)
+		} else if slices.Contains(t.Controllers, "cpuset") {
+			if err := inheritCpuset(t.Mount, dir); err != nil {
+				return nil, fmt.Errorf("create cgroup %s: %w", g.path, err)
+			}
+		}
+	}
+	if res != nil {
+		if err := g.Update(res); err != nil {
+			return nil, err
+		}
+	}
+	made.Keep()
+	return g, nil
+}
+
+// checkName refuses what cannot be a group: the name comes from a client.
+func checkName(name string) error {
+	switch {
+	case len(name) > maxPath || strings.ContainsAny(name, "\x00\n"):
+		return fmt.Errorf("cgroup path %.64q: %w", name, unix.EINVAL)
+	case slices.Contains(strings.Split(name, "/"), ".."):
+		return fmt.Errorf("cgroup path %q: %w", name, unix.EINVAL)
+	case path.Clean("/"+name) == "/":
+		return fmt.Errorf("cgroup path %q: %w", name, errRoot)
+	}
+	return nil
+}
+
+// Path gives the group's name below each hierarchy's root, such as
+// "/kubepods/besteffort/pod1".
+func (g *Group) Path() string { return g.path }
+
+func (g *Group) dir(t *Tree) string { return filepath.Join(t.Mount, g.path) }
+
+// mkdirAll makes dir and its missing parents below mount.
+func mkdirAll(mount, dir string, made *undo.Stack) error {
+	err := unix.Mkdir(dir, 0o755)
+	if err == unix.ENOENT && dir != mount {
+		if err := mkdirAll(mount, filepath.Dir(dir), made); err != nil {
+			return err
+		}
+		err = unix.Mkdir(dir, 0o755)
+	}
+	if err == unix.EEXIST {
+		return nil
+	}
+	if err != nil {
+		return &fs.PathError{Op: "mkdir", Path: dir, Err: err}
+	}
+	made.Add(func() { unix.Rmdir(dir) })
+	return nil
+}
+
+// inheritCpuset fills the CPUs and memory nodes of a new v1 cpuset, and of its
+// parents, from above: a process cannot join a cpuset whose lists are empty.
+func inheritCpuset(mount, dir string) error {
+	for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
+		if _, err := inheritFile(mount, dir, file); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func inheritFile(mount, dir, file string) (string, error) {
+	value, err := readFile(dir, file)
+	if err != nil || value != "" || dir == mount {
+		return value, err
+	}
+	if value, err = inheritFile(mount, filepath.Dir(dir), file); err != nil {
+		return "", err
+	}
+	return value, writeFile(dir, file, value)
+}
+
+// enableControllers hands every controller down to the group. What an ancestor
+// refuses (EBUSY: it has processes of its own) is left off: the limit that
+// needs the controller then fails naming its file.
+func enableControllers(t *Tree, name string) {
+	if len(t.Controllers) == 0 {
+		return
+	}
+	parent := filepath.Join(t.Mount, path.Dir(name))
+	if enabled, err := readFile(parent, "cgroup.subtree_control"); err == nil && hasAll(strings.Fields(enabled), t.Controllers) {
+		return
+	}
+	all := "+" + strings.Join(t.Controllers, " +")
+	at := t.Mount
+	for part := range strings.SplitSeq(path.Dir(name)[1:], "/") {
+		enableIn(at, t.Controllers, all)
+		at = filepath.Join(at, part)
+	}
+	if at != t.Mount {
+		enableIn(at, t.Controllers, all)
+	}
+}
+
+func enableIn(dir string, controllers []string, all string) {
+	if writeFile(dir, "cgroup.subtree_control", all) == nil {
+		return
+	}
+	for _, c := range controllers {
+		_ = writeFile(dir, "cgroup.subtree_control", "+"+c)
+	}
+}
+
+func hasAll(have, want []string) bool {
+	for _, w := range want {
+		if !slices.Contains(have, w) {
+			return false
+		}
+	}
+	return true
+}
+
+// Joins are the open files through which a new process enters a group, made
+// ahead so that the process need not resolve a path.
+type Joins struct {
+	// Tasks are version 1's "tasks" files, open for writing. A single-threaded
+	// process writes "0" to each, in order. That way takes no lock that waits
+	// for a grace period, which cgroup.procs does. The cpu group is last (after
+	// it the process runs at the container's share), memory before it.
+	Tasks []*os.File
+	// Into is the cgroup2 directory for clone3's CLONE_INTO_CGROUP (Linux 5.7),
+	// nil where there is no cgroup2.
+	Into *os.File
+}
+
+// Close closes every file.
+func (j *Joins) Close() error {
+	var errs []error
+	for _, f := range j.Tasks {
+		errs = append(errs, f.Close())
+	}
+	if j.Into != nil {
+		errs = append(errs, j.Into.Close())
+	}
+	j.Tasks, j.Into = nil, nil
+	return errors.Join(errs...)
+}
+
+// joinRank orders the hierarchies for [Joins.Tasks].
+func joinRank(t *Tree) int {
+	switch {
+	case slices.Contains(t.Controllers, "cpu"):
+		return 2
+	case slices.Contains(t.Controllers, "memory"):
+		return 1
+	}
+	return 0
+}
+
+// Joins opens the ways into the group. The caller closes them.
+func (g *Group) Joins() (*Joins, error) {
+	trees := slices.Clone(g.host.Trees)
+	slices.SortStableFunc(trees, func(a, b Tree) int { return joinRank(&a) - joinRank(&b) })
+	j := &Joins{}
+	for i := range trees {
+		t := &trees[i]
+		name, flags := filepath.Join(g.dir(t), "tasks"), unix.O_WRONLY
+		if t.Unified {
+			name, flags = g.dir(t), unix.O_PATH|unix.O_DIRECTORY
+		}
+		fd, err := unix.Open(name, flags|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+		if err != nil {
+			j.Close()
+			return nil, &fs.PathError{Op: "open", Path: name, Err: err}
+		}
+		f := os.NewFile(uintptr(fd), name)
+		if t.Unified {
+			j.Into = f
+		} else {
+			j.Tasks = append(j.Tasks, f)
+		}
+	}
+	return j, nil
+}
+
+// Procs lists the processes of the group and of all groups below it, in
+// ascending order. A group that does not exist has none.
+func (g *Group) Procs() ([]int, error) {
+	t, err := g.populated()
+	if err != nil || t == nil {
+		return nil, err
+	}
+	return procsBelow(g.dir(t))
+}
+
+// populated gives the hierarchy to ask about the group's processes. On a
+// hybrid host that is cgroup2 if anything joined it there, else version 1:
+// another tool's processes may be in one only. It is nil where the group does
+// not exist.
+func (g *Group) populated() (*Tree, error) {
+	var found *Tree
+	for i := range g.host.Trees {
+		t := &g.host.Trees[i]
+		if !t.Unified {
+			if found == nil && exists(g.dir(t)) {
+				found = t
+			}
+			continue
+		}
+		value, err := readEvent(g.dir(t), "populated")
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if value == 1 || g.host.Mode == V2 {
+			return t, nil
+		}
+	}
+	return found, nil
+}
+
+func exists(dir string) bool {
+	var st unix.Stat_t
+	return unix.Lstat(dir, &st) == nil
+}
+
+func procsBelow(dir string) ([]int, error) {
+	var pids []int
+	err := walk(dir, 0, func(dir string) error {
+		data, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+		// EOPNOTSUPP: a threaded group, whose processes show in its root.
+		if errors.Is(err, unix.EOPNOTSUPP) || gone(err) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		for field := range strings.FieldsSeq(string(data)) {
+			pid, err := strconv.Atoi(field)
+			if err != nil {
+				return fmt.Errorf("parse %s/cgroup.procs: %w", dir, err)
+			}
+			// 0 is a process outside this PID namespace.
+			if pid > 0 {
+				pids = append(pids, pid)
+			}
+		}
+		return nil
+	})
+	slices.Sort(pids)
+	return slices.Compact(pids), err
+}
+
+// gone says that a group was removed while it was looked at.
+func gone(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV)
+}
+
+// walk visits dir and every group below it, parents first.
+func walk(dir string, depth int, visit func(dir string) error) error {
+	if err := visit(dir); err != nil {
+		return err
+	}
+	if depth == maxDepth {
+		return fmt.Errorf("walk %s: more than %d levels", dir, maxDepth)
+	}
+	children, err := subdirs(dir)
+	if err != nil {
+		return err
+	}
+	for _, child := range children {
+		if err := walk(child, depth+1, visit); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// subdirs lists the groups directly below dir. The link count says without a
+// listing that there are none, which is the usual case.
+func subdirs(dir string) ([]string, error) {
+	var st unix.Stat_t
+	if err := unix.Lstat(dir, &st); err == unix.ENOENT {
+		return nil, nil
+	} else if err != nil {
+		return nil, &fs.PathError{Op: "lstat", Path: dir, Err: err}
+	}
+	if st.Nlink == 2 {
+		return nil, nil
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil && !gone(err) {
+		return nil, err
+	}
+	var dirs []string
+	for _, e := range entries {
+		if e.IsDir() {
+			dirs = append(dirs, filepath.Join(dir, e.Name()))
+		}
+	}
+	return dirs, nil
+}
+
+// Remove removes the group and the groups below it from every hierarchy. A
+// group that is not there is success. While a process is left in it the error
+// wraps [unix.EBUSY]; the other hierarchies are removed nevertheless.
+func (g *Group) Remove() error {
+	if g.path == "/" {
+		return errRoot
+	}
+	var errs []error
+	for i := range g.host.Trees {
+		errs = append(errs, removeAll(g.dir(&g.host.Trees[i]), 0))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("remove cgroup %s: %w", g.path, err)
+	}
+	return nil
+}
+
+func removeAll(dir string, depth int) error {
+	err := unix.Rmdir(dir)
+	if err == nil || err == unix.ENOENT {
+		return nil
+	}
+	// cgroupfs says EBUSY both for groups below and for processes inside.
+	children, listErr := subdirs(dir)
+	if listErr == nil && len(children) > 0 && depth < maxDepth {
+		for _, child := range children {
+			if err := removeAll(child, depth+1); err != nil {
+				return err
+			}
+		}
+		if err = unix.Rmdir(dir); err == nil || err == unix.ENOENT {
+			return nil
+		}
+	}
+	return &fs.PathError{Op: "rmdir", Path: dir, Err: err}
+}

@@ -1,0 +1,237 @@
+// Package cgroup makes, limits, measures, kills and removes control groups.
+//
+// A [Host] says where each controller lives: in a hierarchy of cgroup v1, in
+// the one cgroup2 tree, or, on a hybrid host, some here and some there. Every
+// step asks that per controller, so there is one code path for all three. A
+// [Group] is a name below all hierarchies at once and holds no state: whoever
+// knows the path may use it, from any process, and the kernel's files are the
+// only truth. A controller the kernel lacks is passed over, and [Host.Has]
+// tells who must know.
+//
+// The group's name is the only input a client shapes that becomes a path; it
+// is cleaned and never leads out of a hierarchy.
+package cgroup
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// Mode is how a host mounts its control groups.
+type Mode int
+
+const (
+	// V1 has a hierarchy per controller and no cgroup2 tree.
+	V1 Mode = iota
+	// Hybrid has a cgroup2 tree beside hierarchies of version 1; a controller
+	// is in one or the other.
+	Hybrid
+	// V2 has the cgroup2 tree only.
+	V2
+)
+
+// String gives the name used in logs and by "longshore check".
+func (m Mode) String() string {
+	switch m {
+	case V1:
+		return "v1"
+	case Hybrid:
+		return "hybrid"
+	}
+	return "v2"
+}
+
+// Tree is one mounted hierarchy.
+type Tree struct {
+	// Mount is where its root is mounted.
+	Mount string
+	// Controllers are the kernel's names; systemd's hierarchy, which has none,
+	// holds "name=systemd".
+	Controllers []string
+	// Unified marks the cgroup2 tree.
+	Unified bool
+}
+
+// Host is the set of hierarchies of one machine. It is read-only after
+// [Detect]; tests fill it with directories of their own.
+type Host struct {
+	Mode  Mode
+	Trees []Tree
+	// PageSizes are the huge page sizes as the hugetlb files spell them: 2MB, 1GB.
+	PageSizes []string
+}
+
+// ErrNoCgroups says that no control group hierarchy is mounted.
+var ErrNoCgroups = errors.New("no cgroup hierarchy is mounted")
+
+// maxMountinfo bounds one line of mountinfo: a path and its escapes.
+const maxMountinfo = 1 << 20
+
+// v1Controllers are the controllers version 1 knows and a container joins.
+var v1Controllers = [...]string{"cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids",
+	"hugetlb", "net_cls", "net_prio", "perf_event", "rdma", "misc", "name=systemd"}
+
+// Detect reads which hierarchies this process sees, from /proc/self/mountinfo.
+func Detect() (*Host, error) {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	trees, err := parseMountinfo(f)
+	if err != nil {
+		return nil, fmt.Errorf("read mountinfo: %w", err)
+	}
+	for i := range trees {
+		if !trees[i].Unified {
+			continue
+		}
+		controllers, err := os.ReadFile(filepath.Join(trees[i].Mount, "cgroup.controllers"))
+		if err != nil {
+			return nil, err
+		}
+		trees[i].Controllers = strings.Fields(string(controllers))
+	}
+	h := &Host{Trees: trees, PageSizes: pageSizes("/sys/kernel/mm/hugepages")}
+	if h.Mode, err = modeOf(trees); err != nil {
+		return nil, err
+	}
+	return h, nil
+}
+
+func modeOf(trees []Tree) (Mode, error) {
+	unified := slices.ContainsFunc(trees, func(t Tree) bool { return t.Unified })
+	switch {
+	case len(trees) == 0:
+		return V1, ErrNoCgroups
+	case !unified:
+		return V1, nil
+	case len(trees) == 1:
+		return V2, nil
+	}
+	return Hybrid, nil
+}
+
+// parseMountinfo finds the hierarchies in a mountinfo table, each once: what is
+// mounted a second time elsewhere is the same hierarchy.
+func parseMountinfo(r io.Reader) ([]Tree, error) {
+	var trees []Tree
+	seen := map[string]bool{}
+	lines := bufio.NewScanner(r)
+	lines.Buffer(make([]byte, 0, 4096), maxMountinfo)
+	for lines.Scan() {
+		line := lines.Text()
+		if !strings.Contains(line, " - cgroup") {
+			continue
+		}
+		before, after, _ := strings.Cut(line, " - ")
+		left, right := strings.Fields(before), strings.Fields(after)
+		if len(left) < 5 || len(right) < 3 {
+			continue
+		}
+		tree := Tree{Mount: unescape(left[4])}
+		switch right[0] {
+		case "cgroup2":
+			tree.Unified = true
+		case "cgroup":
+			for option := range strings.SplitSeq(right[2], ",") {
+				if slices.Contains(v1Controllers[:], option) {
+					tree.Controllers = append(tree.Controllers, option)
+				}
+			}
+		default:
+			continue
+		}
+		key := right[0] + strings.Join(tree.Controllers, ",")
+		if seen[key] || !tree.Unified && len(tree.Controllers) == 0 {
+			continue
+		}
+		seen[key] = true
+		trees = append(trees, tree)
+	}
+	return trees, lines.Err()
+}
+
+// unescape undoes the kernel's octal escapes of space, tab, newline and
+// backslash in mountinfo.
+func unescape(s string) string {
+	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
+}
+
+// pageSizes turns the directory names hugepages-2048kB into 2MB.
+func pageSizes(dir string) []string {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil
+	}
+	var sizes []string
+	for _, e := range entries {
+		var kib uint64
+		if _, err := fmt.Sscanf(e.Name(), "hugepages-%dkB", &kib); err != nil {
+			continue
+		}
+		switch {
+		case kib >= 1<<20:
+			sizes = append(sizes, fmt.Sprintf("%dGB", kib>>20))
+		case kib >= 1<<10:
+			sizes = append(sizes, fmt.Sprintf("%dMB", kib>>10))
+		default:
+			sizes = append(sizes, fmt.Sprintf("%dKB", kib))
+		}
+	}
+	return sizes
+}
+
+// Has reports whether a controller is there, in either version. The names are
+// those of version 1; "devices" and "freezer" are part of cgroup2 itself.
+func (h *Host) Has(controller string) bool {
+	_, ok := h.tree(controller)
+	return ok
+}
+
+// v2Names gives the name a controller of version 1 has in cgroup2. An empty
+// name is a function that every cgroup2 has without a controller.
+func v2Name(controller string) string {
+	switch controller {
+	case "blkio":
+		return "io"
+	case "cpuacct", "devices", "freezer":
+		return ""
+	}
+	return controller
+}
+
+// tree finds the hierarchy that has a controller; version 1 is asked first,
+// because there a controller that is mounted is in use.
+func (h *Host) tree(controller string) (*Tree, bool) {
+	for i := range h.Trees {
+		if t := &h.Trees[i]; !t.Unified && slices.Contains(t.Controllers, controller) {
+			return t, true
+		}
+	}
+	t := h.unified()
+	if t == nil {
+		return nil, false
+	}
+	name := v2Name(controller)
+	if name != "" && !slices.Contains(t.Controllers, name) {
+		return nil, false
+	}
+	return t, true
+}
+
+// unified gives the cgroup2 tree, nil on a V1 host.
+func (h *Host) unified() *Tree {
+	for i := range h.Trees {
+		if h.Trees[i].Unified {
+			return &h.Trees[i]
+		}
+	}
+	return nil
+}

@@ -1,0 +1,191 @@
+package cgroup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// freezeTimeout bounds the wait for a group to stand still: a process in
+	// uninterruptible sleep (a dead NFS server) keeps it from that.
+	freezeTimeout = 2 * time.Second
+	// freezeRetry is how often version 1's freezer, which sends no event, is asked.
+	freezeRetry = time.Millisecond
+	// killRounds bounds how often the list of processes is read again while
+	// they fork; frozen processes do not.
+	killRounds = 100
+)
+
+// errNoFreezer is met on version 1 where the freezer is not mounted.
+var errNoFreezer = fmt.Errorf("no freezer: %w", unix.EOPNOTSUPP)
+
+// Kill sends SIGKILL to every process of the group and below. It does not wait
+// for their end: see [Group.WaitEmpty]. Where the processes are in a cgroup2
+// tree the kernel does it in one step (cgroup.kill, Linux 5.14); else they are
+// frozen, signalled and thawed, so that none escapes by forking.
+func (g *Group) Kill() error {
+	if g.path == "/" {
+		return errRoot
+	}
+	t, err := g.populated()
+	if err != nil || t == nil {
+		return err
+	}
+	if t.Unified {
+		err := writeFile(g.dir(t), "cgroup.kill", "1")
+		if err == nil || !errors.Is(err, fs.ErrNotExist) {
+			return wrapKill(g.path, err)
+		}
+		if !exists(g.dir(t)) {
+			return nil
+		}
+	}
+	return wrapKill(g.path, g.killEach())
+}
+
+func wrapKill(path string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("kill cgroup %s: %w", path, err)
+}
+
+func (g *Group) killEach() error {
+	// One that does not stand still is signalled nevertheless.
+	frozen := g.Freeze()
+	killed := map[int]bool{}
+	thaw := g.Thaw
+	if errors.Is(frozen, errNoFreezer) {
+		thaw = func() error { return nil }
+	}
+	var err error
+	for range killRounds {
+		var pids []int
+		if pids, err = g.Procs(); err != nil {
+			break
+		}
+		fresh := false
+		for _, pid := range pids {
+			if killed[pid] {
+				continue
+			}
+			fresh, killed[pid] = true, true
+			if err := unix.Kill(pid, unix.SIGKILL); err != nil && err != unix.ESRCH {
+				return errors.Join(fmt.Errorf("signal %d: %w", pid, err), thaw())
+			}
+		}
+		if !fresh || frozen == nil {
+			break
+		}
+	}
+	return errors.Join(err, thaw())
+}
+
+// Freeze stops every process of the group and below, and returns when they
+// stand still; after two seconds it gives up with [os.ErrDeadlineExceeded] and
+// leaves the group freezing.
+func (g *Group) Freeze() error { return g.setFrozen(true) }
+
+// Thaw lets a frozen group go on.
+func (g *Group) Thaw() error { return g.setFrozen(false) }
+
+func (g *Group) setFrozen(freeze bool) error {
+	if g.path == "/" {
+		return errRoot
+	}
+	t, err := g.populated()
+	if err != nil || t == nil {
+		return err
+	}
+	verb := "thaw"
+	if freeze {
+		verb = "freeze"
+	}
+	if t.Unified {
+		err = freeze2(g.dir(t), freeze)
+	} else if t, ok := g.host.tree("freezer"); ok && !t.Unified {
+		err = freeze1(g.dir(t), freeze)
+	} else {
+		err = errNoFreezer
+	}
+	if err != nil {
+		return fmt.Errorf("%s cgroup %s: %w", verb, g.path, err)
+	}
+	return nil
+}
+
+func freeze2(dir string, freeze bool) error {
+	value, want := "0", uint64(0)
+	if freeze {
+		value, want = "1", 1
+	}
+	if err := writeFile(dir, "cgroup.freeze", value); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeoutCause(context.Background(), freezeTimeout, os.ErrDeadlineExceeded)
+	defer cancel()
+	return waitEvent(ctx, dir, "frozen", want)
+}
+
+// freeze1 asks version 1's freezer until it is done. Version 1 tells nobody
+// when that is; the question itself makes the kernel look again.
+func freeze1(dir string, freeze bool) error {
+	want := "THAWED"
+	if freeze {
+		want = "FROZEN"
+	}
+	again := time.NewTicker(freezeRetry)
+	defer again.Stop()
+	late := time.NewTimer(freezeTimeout)
+	defer late.Stop()
+	for {
+		if err := writeFile(dir, "freezer.state", want); err != nil {
+			return err
+		}
+		state, err := readFile(dir, "freezer.state")
+		if err != nil || state == want {
+			return err
+		}
+		select {
+		case <-again.C:
+		case <-late.C:
+			return fmt.Errorf("%s is %s: %w", filepath.Join(dir, "freezer.state"), state, os.ErrDeadlineExceeded)
+		}
+	}
+}
+
+// WaitEmpty returns when no process is left in the group or below it, or with
+// the context's cause. Zombies do not count. On cgroup2 the kernel tells;
+// version 1 has no such event, so there the processes are waited for one by
+// one through pidfds until a look finds none.
+func (g *Group) WaitEmpty(ctx context.Context) error {
+	for {
+		t, err := g.populated()
+		if err != nil || t == nil {
+			return err
+		}
+		if t.Unified {
+			if err := waitEvent(ctx, g.dir(t), "populated", 0); err != nil {
+				return fmt.Errorf("wait for cgroup %s to be empty: %w", g.path, err)
+			}
+			if g.host.Mode == V2 {
+				return nil
+			}
+			continue // another tool's processes may be in version 1 only
+		}
+		pids, err := g.Procs()
+		if err != nil || len(pids) == 0 {
+			return err
+		}
+		if err := waitExit(ctx, pids[0]); err != nil {
+			return fmt.Errorf("wait for cgroup %s to be empty: %w", g.path, err)
+		}
+	}
+}

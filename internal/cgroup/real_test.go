@@ -1,0 +1,317 @@
+package cgroup
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// needsRoot skips without root, and fails where root was promised.
+func needsRoot(t *testing.T) {
+	t.Helper()
+	if os.Getuid() == 0 {
+		return
+	}
+	if strings.Contains(os.Getenv("REQUIRE"), "root") {
+		t.Fatal("needs root: makes cgroups")
+	}
+	t.Skip("needs root: makes cgroups")
+}
+
+// realGroup makes a group of its own on this machine, removed at the end.
+func realGroup(t *testing.T, res *specs.LinuxResources) (*Host, *Group) {
+	t.Helper()
+	needsRoot(t)
+	h, err := Detect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	g, err := h.New("/longshore-test-"+rand.Text()+"/ctr", res)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		top := h.Load(g.path[:strings.LastIndex(g.path, "/")])
+		if err := errors.Join(top.Kill(), top.WaitEmpty(ctx), top.Remove()); err != nil {
+			t.Error(err)
+		}
+	})
+	return h, g
+}
+
+// start runs a shell command inside the group: a process that joins as the
+// package doc of [Joins] says and waits for its standard input first.
+func start(t *testing.T, g *Group, script string) (cmd *exec.Cmd, in io.WriteCloser) {
+	t.Helper()
+	j, err := g.Joins()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer j.Close()
+	join := "read go\n"
+	cmd = exec.Command("/bin/sh", "-c")
+	for i, f := range j.Tasks {
+		cmd.ExtraFiles = append(cmd.ExtraFiles, f)
+		join = "echo 0 >&" + string(rune('3'+i)) + "\n" + join
+	}
+	if len(j.Tasks) > 7 { // the shell has file descriptors 3 to 9 only
+		join = "read go\n"
+		for _, f := range j.Tasks {
+			join = "echo 0 >" + f.Name() + "\n" + join
+		}
+		cmd.ExtraFiles = nil
+	}
+	cmd.Args = append(cmd.Args, join+script)
+	if j.Into != nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(openDir(t, j.Into).Fd())}
+	}
+	if in, err = cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	return cmd, in
+}
+
+func openDir(t *testing.T, f *os.File) *os.File {
+	t.Helper()
+	dir, err := os.Open(f.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { dir.Close() })
+	return dir
+}
+
+// release writes the line the script waits for, by which time it has joined.
+func release(t *testing.T, in io.Writer) {
+	t.Helper()
+	if _, err := io.WriteString(in, "go\n"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestLimitsOfAProcess(t *testing.T) {
+	h, g := realGroup(t, &specs.LinuxResources{
+		Pids:   &specs.LinuxPids{Limit: ptr(int64(50))},
+		Memory: &specs.LinuxMemory{Limit: ptr(int64(64 << 20)), Swap: ptr(int64(64 << 20))},
+		CPU:    &specs.LinuxCPU{Shares: ptr(uint64(512)), Quota: ptr(int64(50000)), Period: ptr(uint64(100000)), Cpus: "0", Mems: "0"},
+	})
+	cmd, in := start(t, g, "read more")
+	release(t, in)
+	awaitProc(t, g, cmd.Process.Pid)
+	s, err := g.Stats()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if h.Has("pids") && (s.Pids.Current != 1 || s.Pids.Limit != 50) {
+		t.Errorf("pids = %+v", s.Pids)
+	}
+	if h.Has("memory") && (s.Memory.Limit != 64<<20 || s.Memory.Usage == 0) {
+		t.Errorf("memory = %+v", s.Memory)
+	}
+	if h.unified() != nil && s.CPU.Pressure == nil {
+		t.Error("no pressure")
+	}
+	if err := g.Update(&specs.LinuxResources{
+		Memory: &specs.LinuxMemory{Limit: ptr(int64(32 << 20)), Swap: ptr(int64(32 << 20))},
+		CPU:    &specs.LinuxCPU{Quota: ptr(int64(1000)), Period: ptr(uint64(1000))},
+	}); err != nil {
+		t.Error(err)
+	}
+	if err := g.Update(&specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(128 << 20)), Swap: ptr(int64(-1))}}); err != nil {
+		t.Error(err)
+	}
+	if err := g.Remove(); !errors.Is(err, unix.EBUSY) {
+		t.Errorf("Remove of a group in use = %v", err)
+	}
+}
+
+// awaitProc fails unless the process has entered every hierarchy: the write to
+// its standard input is read after the joins, so the wait is for its next step.
+func awaitProc(t *testing.T, g *Group, pid int) {
+	t.Helper()
+	deadline := time.Now().Add(10 * time.Second)
+	for time.Now().Before(deadline) {
+		joined := true
+		for i := range g.host.Trees {
+			pids, err := procsBelow(g.dir(&g.host.Trees[i]))
+			if err != nil {
+				t.Fatal(err)
+			}
+			joined = joined && slices.Contains(pids, pid)
+		}
+		if joined {
+			return
+		}
+	}
+	t.Fatalf("process %d is not in %s", pid, g.Path())
+}
+
+func TestKillReachesEveryProcess(t *testing.T) {
+	_, g := realGroup(t, nil)
+	cmd, in := start(t, g, "(trap '' TERM; (sleep 1000 & sleep 1000) & sleep 1000) & read more")
+	release(t, in)
+	awaitProc(t, g, cmd.Process.Pid)
+	if err := g.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if err := g.WaitEmpty(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if pids, err := g.Procs(); len(pids) != 0 || err != nil {
+		t.Errorf("left: %v, %v", pids, err)
+	}
+	if err := errors.Join(g.Remove(), g.Remove(), g.Kill(), g.WaitEmpty(ctx), g.Freeze()); err != nil {
+		t.Errorf("of a group that is gone: %v", err)
+	}
+}
+
+// only gives the same machine as if just its version 1, or just cgroup2, were there.
+func only(h *Host, unified bool) *Host {
+	some := &Host{Mode: V1}
+	if unified {
+		some.Mode = V2
+	}
+	for _, t := range h.Trees {
+		if t.Unified == unified {
+			some.Trees = append(some.Trees, t)
+		}
+	}
+	return some
+}
+
+func TestEachVersionAlone(t *testing.T) {
+	needsRoot(t)
+	h, err := Detect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, unified := range []bool{false, true} {
+		host := only(h, unified)
+		t.Run(host.Mode.String(), func(t *testing.T) {
+			if len(host.Trees) == 0 {
+				t.Skip("this machine has none")
+			}
+			_, g := realGroup(t, nil)
+			cmd, in := start(t, g, "sleep 1000 & sleep 1000")
+			release(t, in)
+			awaitProc(t, g, cmd.Process.Pid)
+			g = host.Load(g.Path())
+			if err := g.Freeze(); err != nil {
+				t.Fatal(err)
+			}
+			if err := g.Thaw(); err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+			defer cancel()
+			ended, end := context.WithCancelCause(ctx)
+			end(unix.ECANCELED)
+			if err := g.WaitEmpty(ended); !errors.Is(err, unix.ECANCELED) {
+				t.Errorf("WaitEmpty with an ended context = %v", err)
+			}
+			if err := errors.Join(g.Kill(), g.WaitEmpty(ctx)); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+}
+
+func TestOOMKillIsCounted(t *testing.T) {
+	h, g := realGroup(t, &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(8 << 20)), Swap: ptr(int64(8 << 20))}})
+	if !h.Has("memory") {
+		t.Skip("no memory controller")
+	}
+	cmd, in := start(t, g, "x=0123456789; while :; do x=$x$x; done")
+	release(t, in)
+	in.Close()
+	if err := cmd.Wait(); err == nil {
+		t.Fatal("the process lived")
+	}
+	if n, err := g.OOMKills(); n == 0 || err != nil {
+		t.Errorf("OOMKills = %d, %v", n, err)
+	}
+	// Its time is accounted at the latest when it ends.
+	if s, err := g.StatsOf(PartCPU); h.Has("cpuacct") && s.CPU.Usage == 0 || err != nil {
+		t.Errorf("cpu = %+v, %v", s.CPU, err)
+	}
+}
+
+// deviceResources allow /dev/null in every way and /dev/zero not at all.
+var deviceResources = &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{
+	{Access: "rwm"},
+	{Allow: true, Type: "c", Major: ptr(int64(1)), Minor: ptr(int64(3)), Access: "rwm"},
+	{Allow: true, Type: "c", Major: ptr(int64(1)), Minor: ptr(int64(9)), Access: "r"},
+}}
+
+func checkDevices(t *testing.T, g *Group) {
+	t.Helper()
+	cmd, in := start(t, g, `
+true </dev/null >/dev/null || exit 10
+(true </dev/zero) 2>/dev/null && exit 11
+true </dev/urandom || exit 12
+(true >/dev/urandom) 2>/dev/null && exit 13
+exit 0`)
+	release(t, in)
+	in.Close()
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("devices: %v", err)
+	}
+}
+
+func TestDevices(t *testing.T) {
+	h, g := realGroup(t, deviceResources)
+	if !h.Has("devices") {
+		t.Skip("no device controller")
+	}
+	checkDevices(t, g)
+	if err := g.Update(deviceResources); err != nil {
+		t.Fatal(err)
+	}
+	checkDevices(t, g)
+}
+
+func TestDeviceFilterOnTheUnifiedTree(t *testing.T) {
+	h, g := realGroup(t, nil)
+	if h.unified() == nil {
+		t.Skip("no cgroup2")
+	}
+	v2 := only(h, true).Load(g.Path())
+	// Twice: the second takes the place of the first.
+	for range 2 {
+		err := v2.Update(deviceResources)
+		if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EINVAL) {
+			t.Skipf("this kernel has no cgroup device programs: %v", err)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		checkDevices(t, g)
+	}
+	dir := openDir(t, os.NewFile(0, v2.dir(v2.host.unified())))
+	fds, err := bpfAttached(int(dir.Fd()))
+	if err != nil || len(fds) != 1 {
+		t.Errorf("attached programs = %v, %v; want one", fds, err)
+	}
+	for _, fd := range fds {
+		unix.Close(fd)
+	}
+}
