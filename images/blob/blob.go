@@ -26,6 +26,7 @@ type Reader struct {
 	sum  hash.Hash
 	n    int64
 	err  error // the source's, other than io.EOF
+	end  bool
 }
 
 // NewReader checks src against want. An empty want.Digest leaves the digest
@@ -54,11 +55,18 @@ func (r *Reader) Read(p []byte) (int, error) {
 	if r.sum != nil {
 		r.sum.Write(p[:n])
 	}
-	if err != nil && err != io.EOF {
+	switch err {
+	case nil:
+	case io.EOF:
+		r.end = true
+	default:
 		r.err = err
 	}
 	return n, err
 }
+
+// Ended reports whether the source has come to its end.
+func (r *Reader) Ended() bool { return r.end }
 
 // Count gives the number of bytes read so far.
 func (r *Reader) Count() int64 { return r.n }
