@@ -35,11 +35,16 @@ func (s *service) createSandbox(_ context.Context, decode func(any) error, _ *ap
 	if err != nil {
 		return nil, err
 	}
-	s.claim()
+	defer s.begin()()
 	// Not the call's context: an operation that was begun is finished.
 	ctx, cancel := context.WithTimeout(context.Background(), networkLimit)
 	defer cancel()
-	result, err := makeSandbox(ctx, sandbox)
+	unlock := s.sandboxes.lock(sandbox.ID)
+	defer unlock()
+	result, err := recordedSandbox(sandbox)
+	if err == nil && result == nil {
+		result, err = makeSandbox(ctx, sandbox)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -57,6 +62,16 @@ func decodeSandbox(decode func(any) error) (*api.Sandbox, error) {
 		return nil, api.Errorf(api.CodeInvalidArgument, "sandbox: %v", err)
 	}
 	return &sandbox, nil
+}
+
+// recordedSandbox gives the result of an earlier call, or nil.
+func recordedSandbox(sandbox *api.Sandbox) (*api.SandboxResult, error) {
+	var result api.SandboxResult
+	err := atomicfile.ReadJSON(filepath.Join(sandbox.Dir, api.ResultFile), &result)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	return &result, err
 }
 
 func makeSandbox(ctx context.Context, sandbox *api.Sandbox) (*api.SandboxResult, error) {
@@ -122,9 +137,11 @@ func (s *service) removeSandbox(_ context.Context, decode func(any) error, _ *ap
 	if err != nil {
 		return nil, err
 	}
-	s.claim()
+	defer s.begin()()
 	ctx, cancel := context.WithTimeout(context.Background(), networkLimit)
 	defer cancel()
+	unlock := s.sandboxes.lock(sandbox.ID)
+	defer unlock()
 	if err := unmakeSandbox(ctx, sandbox); err != nil {
 		return nil, err
 	}

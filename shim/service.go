@@ -18,12 +18,14 @@ const version = "1"
 
 // service is what a shim knows: its containers, most often one.
 type service struct {
-	server api.Server
-	ending chan struct{} // closed when the shim shall end
+	server    api.Server
+	ending    chan struct{} // closed when the shim shall end
+	sandboxes keyedMutex    // one operation at a time on a sandbox
 
 	mu         sync.Mutex // guards all below
 	containers map[string]*container
-	claimed    bool // a container or sandbox was given to this shim
+	busy       int  // calls under way that must be finished
+	alone      bool // the daemon that started the shim has gone
 	ended      bool
 }
 
@@ -43,18 +45,32 @@ func newService() *service {
 	return s
 }
 
-// claim marks the shim as in use, so that it outlives the daemon.
-func (s *service) claim() {
+// begin holds the shim while something is being made or removed; finish with
+// the function returned.
+func (s *service) begin() func() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.claimed = true
+	s.busy++
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.busy--
+		s.endIfIdle()
+	}
 }
 
-// daemonGone ends an idle shim: nobody will ever give it work.
+// daemonGone ends the shim as soon as it holds nothing: nobody will ever give
+// it work.
 func (s *service) daemonGone() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.claimed {
+	s.alone = true
+	s.endIfIdle()
+}
+
+// endIfIdle is called with mu held.
+func (s *service) endIfIdle() {
+	if s.alone && s.busy == 0 && len(s.containers) == 0 {
 		s.end()
 	}
 }
@@ -103,7 +119,7 @@ func (s *service) create(_ context.Context, decode func(any) error, _ *api.Files
 	if req.Checkpoint != "" {
 		return nil, api.Errorf(api.CodeUnimplemented, "restoring a checkpoint is not served")
 	}
-	s.claim()
+	defer s.begin()()
 	if _, err := s.find(req.ID); err == nil {
 		return nil, api.Errorf(api.CodeAlreadyExists, "container %q exists", req.ID)
 	}
@@ -161,6 +177,7 @@ func (s *service) delete(_ context.Context, decode func(any) error, _ *api.Files
 	if p == c.init {
 		s.mu.Lock()
 		delete(s.containers, c.id)
+		s.endIfIdle()
 		s.mu.Unlock()
 	}
 	return &api.DeleteResponse{Pid: uint32(p.pid()), ExitStatus: uint32(p.exit.Code), ExitedAt: p.exitedAt()}, nil

@@ -63,6 +63,9 @@ type Error struct {
 
 func (e *Error) Error() string { return e.Message }
 
+// GRPCCode gives the code to those who do not know this package.
+func (e *Error) GRPCCode() int32 { return e.Code }
+
 // Errorf makes an [Error].
 func Errorf(code int32, format string, args ...any) error {
 	return &Error{Code: code, Message: fmt.Sprintf(format, args...)}

@@ -80,13 +80,13 @@ func (s *Server) add(c *net.UnixConn) bool {
 	return true
 }
 
-// Close ends every connection and waits for the calls under way, whose
-// contexts end.
+// Close takes no more requests, ends the contexts of the calls under way and
+// waits until they are answered.
 func (s *Server) Close() {
 	s.mu.Lock()
 	s.closed = true
 	for c := range s.conns {
-		c.Close()
+		c.CloseRead()
 	}
 	s.mu.Unlock()
 	s.calls.Wait()
@@ -118,8 +118,8 @@ func (s *Server) serveConn(c *net.UnixConn) {
 		})
 	}
 	cancel()
-	c.Close()
 	calls.Wait()
+	c.Close()
 	s.mu.Lock()
 	delete(s.conns, c)
 	s.mu.Unlock()

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -178,12 +179,12 @@ func (p *Pool) reap() {
 	}
 }
 
+// discard ends a shim that was given nothing to do.
 func (p *Pool) discard(s *Shim) {
-	addr := s.Addr()
+	if err := s.Shutdown(context.Background()); err != nil {
+		p.log.Warn("idle shim does not end", "socket", s.Addr(), "err", err)
+	}
 	s.Close()
-	// Nothing was given to it: it ends when the lifeline does; its socket is
-	// not needed to tell it so.
-	os.Remove(addr)
 }
 
 // Close lets the idle shims end. Those that were given out go on.

@@ -1,0 +1,190 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/longshore/longshore/engine"
+	"github.com/longshore/longshore/images"
+	"github.com/pelletier/go-toml/v2"
+)
+
+// Config is the daemon's configuration. Every option, its meaning and its
+// default are written here and nowhere else; "longshore config" prints them.
+type Config struct {
+	Socket    string `toml:"socket" comment:"The unix socket on which the container runtime interface is served."`
+	RunDir    string `toml:"run_dir" comment:"Records and sockets that a reboot ends; a tmpfs."`
+	StateDir  string `toml:"state_dir" comment:"Images and writable layers; an overlayfs must be able to use it."`
+	Shim      string `toml:"shim" comment:"The shim's binary; empty: longshore-shim beside this binary."`
+	IdleShims int    `toml:"idle_shims" comment:"How many shims are started ahead."`
+	LogLevel  string `toml:"log_level" comment:"debug, info, warn or error."`
+
+	Streaming StreamingConfig `toml:"streaming" comment:"Exec, attach and port-forward for kubelet."`
+	Pods      PodsConfig      `toml:"pods" comment:"Defaults of pods and containers."`
+	Network   NetworkConfig   `toml:"network" comment:"The pod network."`
+	Images    ImagesConfig    `toml:"images" comment:"Where images come from."`
+}
+
+// StreamingConfig is about exec, attach and port-forward.
+type StreamingConfig struct {
+	Address  string `toml:"address" comment:"Host and port; port 0 takes a free one."`
+	CertFile string `toml:"cert_file" comment:"A certificate makes the server speak TLS."`
+	KeyFile  string `toml:"key_file"`
+}
+
+// PodsConfig is what pods get that say nothing else.
+type PodsConfig struct {
+	CgroupParent       string   `toml:"cgroup_parent" comment:"Of pods that name none."`
+	ShmSize            int64    `toml:"shm_size" comment:"Size of /dev/shm, in bytes."`
+	Seccomp            string   `toml:"seccomp" comment:"Of containers that say nothing: unconfined or runtime/default."`
+	SeccompProfileRoot string   `toml:"seccomp_profile_root" comment:"Where relative localhost profiles lie."`
+	RuntimeHandlers    []string `toml:"runtime_handlers" comment:"Names by which RuntimeClasses may ask for the default handler."`
+}
+
+// NetworkConfig says where CNI's configuration and state lie.
+type NetworkConfig struct {
+	ConfDir  string   `toml:"conf_dir" comment:"The first conflist here is the pod network; without any, a built-in bridge is."`
+	BinDirs  []string `toml:"bin_dirs" comment:"Plugins that are not built in."`
+	CacheDir string   `toml:"cache_dir"`
+	DataDir  string   `toml:"data_dir" comment:"Which addresses are taken."`
+}
+
+// ImagesConfig is about registries.
+type ImagesConfig struct {
+	ParallelLayers int                       `toml:"parallel_layers" comment:"How many layers of an image are fetched at once."`
+	Registries     map[string]RegistryConfig `toml:"registries" comment:"By the host in an image's name, e.g. [images.registries.\"docker.io\"]"`
+}
+
+// RegistryConfig is about one registry.
+type RegistryConfig struct {
+	Mirrors  []string `toml:"mirrors" comment:"Base URLs that are tried first, in this order."`
+	Insecure bool     `toml:"insecure" comment:"Plain HTTP, or TLS without a check."`
+	CAFile   string   `toml:"ca_file"`
+}
+
+// defaultConfig is the configuration of a daemon that is told nothing.
+func defaultConfig() Config {
+	return Config{
+		Socket:    "/run/longshore/longshore.sock",
+		RunDir:    "/run/longshore",
+		StateDir:  "/var/lib/longshore",
+		IdleShims: 2,
+		LogLevel:  "info",
+		Streaming: StreamingConfig{Address: "127.0.0.1:0"},
+		Pods: PodsConfig{CgroupParent: "/longshore", ShmSize: 64 << 20, Seccomp: "unconfined",
+			SeccompProfileRoot: "/var/lib/kubelet/seccomp", RuntimeHandlers: []string{"longshore"}},
+		Network: NetworkConfig{ConfDir: "/etc/cni/net.d", BinDirs: []string{"/opt/cni/bin"},
+			CacheDir: "/var/lib/cni", DataDir: "/var/lib/cni/networks"},
+		Images: ImagesConfig{ParallelLayers: 3},
+	}
+}
+
+// defaultConfigFile is read if it is there and no other is named.
+const defaultConfigFile = "/etc/longshore/config.toml"
+
+// loadConfig reads a configuration over the defaults. An unknown key is an
+// error with its line.
+func loadConfig(path string) (Config, error) {
+	cfg := defaultConfig()
+	named := path != ""
+	if !named {
+		path = defaultConfigFile
+	}
+	data, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) && !named {
+		return cfg, nil
+	}
+	if err != nil {
+		return cfg, fmt.Errorf("configuration: %w", err)
+	}
+	decoder := toml.NewDecoder(bytes.NewReader(data)).DisallowUnknownFields()
+	if err := decoder.Decode(&cfg); err != nil {
+		return cfg, fmt.Errorf("configuration %s: %w", path, describe(err))
+	}
+	return cfg, cfg.check()
+}
+
+// describe adds the line to what the TOML library says.
+func describe(err error) error {
+	if unknown, ok := errors.AsType[*toml.StrictMissingError](err); ok {
+		first := unknown.Errors[0]
+		row, _ := first.Position()
+		return fmt.Errorf("line %d: unknown key %q", row, joinKey(first.Key()))
+	}
+	if wrong, ok := errors.AsType[*toml.DecodeError](err); ok {
+		row, _ := wrong.Position()
+		return fmt.Errorf("line %d: %w", row, err)
+	}
+	return err
+}
+
+func joinKey(key toml.Key) string {
+	out := ""
+	for i, part := range key {
+		if i > 0 {
+			out += "."
+		}
+		out += part
+	}
+	return out
+}
+
+// check refuses what cannot work.
+func (c *Config) check() error {
+	for name, path := range map[string]string{"socket": c.Socket, "run_dir": c.RunDir, "state_dir": c.StateDir,
+		"network.conf_dir": c.Network.ConfDir, "network.cache_dir": c.Network.CacheDir, "network.data_dir": c.Network.DataDir} {
+		if !filepath.IsAbs(path) {
+			return fmt.Errorf("configuration: %s: %q is not an absolute path", name, path)
+		}
+	}
+	if c.Pods.Seccomp != "unconfined" && c.Pods.Seccomp != "runtime/default" {
+		return fmt.Errorf("configuration: pods.seccomp: %q is neither unconfined nor runtime/default", c.Pods.Seccomp)
+	}
+	if c.IdleShims < 0 {
+		return fmt.Errorf("configuration: idle_shims: %d is less than 0", c.IdleShims)
+	}
+	return nil
+}
+
+// String prints the configuration as a file with comments.
+func (c *Config) String() string {
+	var b bytes.Buffer
+	encoder := toml.NewEncoder(&b).SetIndentTables(false)
+	if err := encoder.Encode(c); err != nil {
+		return "# " + err.Error() + "\n" // a struct of plain values encodes
+	}
+	return b.String()
+}
+
+// shimBinary is the path of the shim's binary.
+func (c *Config) shimBinary() (string, error) {
+	if c.Shim != "" {
+		return c.Shim, nil
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(filepath.Dir(self), "longshore-shim"), nil
+}
+
+// stopTimeout is the grace of a container that is stopped without one.
+const stopTimeout = 10 * time.Second
+
+func (c *Config) engine() engine.Config {
+	return engine.Config{RunDir: c.RunDir, StateDir: c.StateDir, CgroupParent: c.Pods.CgroupParent, ShmSize: c.Pods.ShmSize,
+		SeccompDefault: c.Pods.Seccomp, SeccompProfileDir: c.Pods.SeccompProfileRoot, StopTimeout: stopTimeout, Handlers: c.Pods.RuntimeHandlers,
+		CNI: engine.CNIConfig{ConfDir: c.Network.ConfDir, BinDirs: c.Network.BinDirs, CacheDir: c.Network.CacheDir, DataDir: c.Network.DataDir}}
+}
+
+func (c *Config) images() images.Config {
+	out := images.Config{MaxConcurrentLayers: c.Images.ParallelLayers, Registries: map[string]images.Registry{}}
+	for host, r := range c.Images.Registries {
+		out.Registries[host] = images.Registry{Mirrors: r.Mirrors, Insecure: r.Insecure, CA: r.CAFile}
+	}
+	return out
+}

@@ -1,0 +1,37 @@
+package engine
+
+import (
+	"path/filepath"
+	"time"
+)
+
+// Config is what the engine needs to know of the node.
+type Config struct {
+	RunDir   string // records and pins; what a reboot ends
+	StateDir string // writable layers
+
+	CgroupParent string // of pods that name none
+	ShmSize      int64  // bytes of a pod's /dev/shm
+
+	SeccompDefault    string // of containers that say nothing: "unconfined" or "runtime/default"
+	SeccompProfileDir string // where localhost profiles may lie
+	StopTimeout       time.Duration
+
+	// The network; see package cni.
+	CNI CNIConfig
+
+	Handlers []string // runtime handlers beside the default one ""
+}
+
+// CNIConfig says where the network's configuration and state lie.
+type CNIConfig struct {
+	ConfDir  string
+	BinDirs  []string
+	CacheDir string
+	DataDir  string
+}
+
+func (c *Config) podDir(id string) string       { return filepath.Join(c.RunDir, "pods", id) }
+func (c *Config) containerDir(id string) string { return filepath.Join(c.RunDir, "containers", id) }
+func (c *Config) layerDir(id string) string     { return filepath.Join(c.StateDir, "containers", id) }
+func (c *Config) trashDir() string              { return filepath.Join(c.StateDir, "trash") }

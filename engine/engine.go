@@ -1,0 +1,279 @@
+package engine
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"github.com/longshore/longshore/images"
+	"github.com/longshore/longshore/internal/cgroup"
+	"github.com/longshore/longshore/shim/client"
+)
+
+// Engine holds all pods and containers of a daemon.
+type Engine struct {
+	cfg     Config
+	log     *slog.Logger
+	images  *images.Store
+	shims   *client.Pool
+	workers workers
+	cgroups *cgroup.Host
+	events  bus
+	rates   rates
+	host    hostFacts
+
+	life context.Context // ends with the daemon; watchers live by it
+	stop context.CancelFunc
+	work sync.WaitGroup // operations and watchers
+
+	mu         sync.Mutex // guards all below
+	pods       map[string]*pod
+	podKeys    map[PodKey]*pod
+	containers map[string]*container
+	podCIDR    string
+}
+
+// New makes an engine over a store of images and a pool of shims. Call
+// [Engine.Recover] before anything else.
+func New(cfg Config, store *images.Store, shims *client.Pool, log *slog.Logger) (*Engine, error) {
+	host, err := cgroup.Detect()
+	if err != nil {
+		return nil, err
+	}
+	for _, dir := range []string{filepath.Join(cfg.RunDir, "pods"), filepath.Join(cfg.RunDir, "containers"),
+		filepath.Join(cfg.StateDir, "containers"), cfg.trashDir(), cfg.CNI.CacheDir, cfg.CNI.DataDir} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, err
+		}
+	}
+	facts, err := readHostFacts(host)
+	if err != nil {
+		return nil, err
+	}
+	e := &Engine{cfg: cfg, log: log, images: store, shims: shims, cgroups: host, host: facts,
+		pods: map[string]*pod{}, podKeys: map[PodKey]*pod{}, containers: map[string]*container{}}
+	e.workers.pool = shims
+	e.life, e.stop = context.WithCancel(context.Background())
+	return e, nil
+}
+
+// Close waits for the operations under way and lets go of the shims. No
+// container is touched.
+func (e *Engine) Close() {
+	e.stop()
+	e.work.Wait()
+	e.workers.close()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, c := range e.containers {
+		c.disconnect()
+	}
+}
+
+// newID makes an id: 64 hexadecimal digits, as clients expect.
+func newID() string {
+	var b [32]byte
+	rand.Read(b[:])
+	return hex.EncodeToString(b[:])
+}
+
+// do runs an operation to its end, whatever the caller's patience: the caller
+// gets its result or, if ctx ends first, the context's cause.
+func (e *Engine) do(ctx context.Context, op func(ctx context.Context) error) error {
+	done := make(chan error, 1)
+	e.work.Go(func() { done <- op(context.WithoutCancel(ctx)) })
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// lookup finds an object by its id, or by a prefix of it that no other has.
+func lookup[T any](kind, id string, all map[string]T) (T, error) {
+	if found, ok := all[id]; ok {
+		return found, nil
+	}
+	var match T
+	matches := 0
+	if id != "" {
+		for full, v := range all {
+			if strings.HasPrefix(full, id) {
+				match = v
+				matches++
+			}
+		}
+	}
+	switch matches {
+	case 1:
+		return match, nil
+	case 0:
+		return match, fmt.Errorf("%s %q: %w", kind, id, ErrNotFound)
+	}
+	return match, fmt.Errorf("%s %q: %w: %d ids begin so", kind, id, ErrInvalid, matches)
+}
+
+func (e *Engine) findPod(id string) (*pod, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return lookup("pod", id, e.pods)
+}
+
+func (e *Engine) findContainer(id string) (*container, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return lookup("container", id, e.containers)
+}
+
+// containersOf gives a pod's containers.
+func (e *Engine) containersOf(podID string) []*container {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var all []*container
+	for _, c := range e.containers {
+		if c.podID == podID {
+			all = append(all, c)
+		}
+	}
+	return all
+}
+
+// Pod gives a pod by its id.
+func (e *Engine) Pod(id string) (Pod, error) {
+	p, err := e.findPod(id)
+	if err != nil {
+		return Pod{}, err
+	}
+	return p.snapshot(), nil
+}
+
+// Pods gives all pods that clients may see: not those still being made.
+func (e *Engine) Pods() []Pod {
+	e.mu.Lock()
+	pods := make([]*pod, 0, len(e.pods))
+	for _, p := range e.pods {
+		pods = append(pods, p)
+	}
+	e.mu.Unlock()
+	all := make([]Pod, 0, len(pods))
+	for _, p := range pods {
+		if s := p.snapshot(); s.State != PodCreating {
+			all = append(all, s)
+		}
+	}
+	return all
+}
+
+// Container gives a container by its id.
+func (e *Engine) Container(id string) (Container, error) {
+	c, err := e.findContainer(id)
+	if err != nil {
+		return Container{}, err
+	}
+	return c.snapshot(), nil
+}
+
+// Containers gives all containers that clients may see.
+func (e *Engine) Containers() []Container {
+	e.mu.Lock()
+	containers := make([]*container, 0, len(e.containers))
+	for _, c := range e.containers {
+		containers = append(containers, c)
+	}
+	e.mu.Unlock()
+	all := make([]Container, 0, len(containers))
+	for _, c := range containers {
+		if s := c.snapshot(); s.State != ContainerCreating {
+			all = append(all, s)
+		}
+	}
+	return all
+}
+
+// semaphore serialises the operations on one object; unlike a mutex it can be
+// waited for within a context.
+type semaphore chan struct{}
+
+func newSemaphore() semaphore { return make(semaphore, 1) }
+
+func (s semaphore) acquire(ctx context.Context) error {
+	select {
+	case s <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (s semaphore) release() { <-s }
+
+// workers are the shims that make and remove sandboxes. One that has finished
+// is kept for the next.
+type workers struct {
+	pool *client.Pool
+
+	mu   sync.Mutex // guards idle
+	idle []*client.Shim
+}
+
+// keptWorkers is how many idle ones are kept.
+const keptWorkers = 2
+
+// with lends a shim to f. A shim that is gone is not kept.
+func (w *workers) with(f func(*client.Shim) error) error {
+	s, err := w.get()
+	if err != nil {
+		return err
+	}
+	err = f(s)
+	if errors.Is(err, client.ErrGone) {
+		s.Close()
+		return err
+	}
+	w.put(s)
+	return err
+}
+
+func (w *workers) get() (*client.Shim, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if n := len(w.idle); n > 0 {
+		s := w.idle[n-1]
+		w.idle = w.idle[:n-1]
+		return s, nil
+	}
+	return w.pool.Get()
+}
+
+func (w *workers) put(s *client.Shim) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.idle) < keptWorkers {
+		w.idle = append(w.idle, s)
+		return
+	}
+	endShim(s)
+}
+
+func (w *workers) close() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, s := range w.idle {
+		endShim(s)
+	}
+	w.idle = nil
+}
+
+// endShim lets a shim that holds nothing end.
+func endShim(s *client.Shim) {
+	_ = s.Shutdown(context.Background()) // it ends with the daemon at the latest
+	s.Close()
+}

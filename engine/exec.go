@@ -1,0 +1,381 @@
+package engine
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/longshore/longshore/internal/atomicfile"
+	"github.com/longshore/longshore/shim/client"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// Size is a terminal's size in characters.
+type Size struct{ Width, Height uint16 }
+
+// Streams is the client's side of a process's stdio; what is nil is not
+// wanted.
+type Streams struct {
+	Stdin  io.Reader
+	Stdout io.Writer
+	Stderr io.Writer
+	TTY    bool
+	Resize <-chan Size
+}
+
+// maxExecOutput caps each stream of ExecSync, in bytes (CVE-2022-1708,
+// CVE-2022-31030): the rest is read and dropped.
+const maxExecOutput = 16 << 20
+
+// drainLimit bounds the wait for the output of a process that has ended: what
+// it left behind may hold its stdout open.
+const drainLimit = time.Second
+
+// ExecSync runs a command in a container and gives its output and exit code.
+// After timeout, if it is not zero, the command is killed and the error is
+// [ErrTimeout].
+func (e *Engine) ExecSync(ctx context.Context, id string, cmd []string, timeout time.Duration) (stdout, stderr []byte, code int, err error) {
+	if timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, timeout, fmt.Errorf("%w: command ran for longer than %v", ErrTimeout, timeout))
+		defer cancel()
+	}
+	out, errOut := &capped{max: maxExecOutput}, &capped{max: maxExecOutput}
+	code, err = e.Exec(ctx, id, cmd, Streams{Stdout: out, Stderr: errOut})
+	return out.Bytes(), errOut.Bytes(), code, err
+}
+
+// capped keeps the first bytes written and drops the rest.
+type capped struct {
+	bytes.Buffer
+	max int
+}
+
+func (c *capped) Write(p []byte) (int, error) {
+	if room := c.max - c.Len(); room < len(p) {
+		c.Buffer.Write(p[:room])
+		return len(p), nil
+	}
+	return c.Buffer.Write(p)
+}
+
+// Exec runs a command in a container with the client's streams, and gives its
+// exit code. If ctx ends first the command is killed.
+func (e *Engine) Exec(ctx context.Context, id string, cmd []string, s Streams) (int, error) {
+	c, err := e.findContainer(id)
+	if err != nil {
+		return 0, err
+	}
+	if len(cmd) == 0 {
+		return 0, fmt.Errorf("exec in container %s: %w: no command", c.id, ErrInvalid)
+	}
+	if state := c.snapshot().State; state != ContainerRunning {
+		return 0, fmt.Errorf("exec in container %s: %w: it is %s", c.id, ErrState, state)
+	}
+	shim, err := c.connection()
+	if err != nil {
+		return 0, err
+	}
+	process, err := e.execProcess(c, cmd, s.TTY)
+	if err != nil {
+		return 0, err
+	}
+	run := &execution{shim: shim, id: c.id, execID: newID()[:16]}
+	return run.run(ctx, process, s)
+}
+
+// execProcess gives the container's process with another command.
+func (e *Engine) execProcess(c *container, cmd []string, tty bool) ([]byte, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.process == nil { // adopted by this daemon
+		var spec specs.Spec
+		if err := atomicfile.ReadJSON(filepath.Join(e.cfg.containerDir(c.id), configFile), &spec); err != nil {
+			return nil, err
+		}
+		c.process = spec.Process
+	}
+	p := *c.process
+	p.Args, p.Terminal, p.ConsoleSize = cmd, tty, nil
+	if tty && !c.rec.Config.TTY {
+		p.Env = append(slices.Clip(p.Env), "TERM=xterm")
+	}
+	return json.Marshal(&p)
+}
+
+// execution is one command in a container.
+type execution struct {
+	shim       *client.Shim
+	id, execID string
+	copies     sync.WaitGroup // of output
+	open       []*os.File     // the daemon's ends, closed at the end
+}
+
+func (x *execution) run(ctx context.Context, process []byte, s Streams) (int, error) {
+	defer x.close()
+	child, err := x.pipes(s)
+	if err != nil {
+		return 0, err
+	}
+	master, err := x.shim.Run(ctx, x.id, x.execID, process, child)
+	closeFiles(child.In, child.Out, child.Err)
+	if err != nil {
+		return 0, fmt.Errorf("exec: %w", err)
+	}
+	if master != nil {
+		x.terminal(ctx, master, s)
+	}
+	exit, err := x.shim.Wait(ctx, x.id, x.execID)
+	if err != nil {
+		// Whoever ended the context waits for nothing more; the command must
+		// not outlive it.
+		_ = x.shim.Kill(context.WithoutCancel(ctx), x.id, x.execID, unix.SIGKILL, false)
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		return 0, err
+	}
+	x.drain()
+	return exit.Code, nil
+}
+
+// pipes makes the process's stdio and begins to copy.
+func (x *execution) pipes(s Streams) (child client.Stdio, err error) {
+	if s.TTY {
+		return child, nil
+	}
+	defer func() {
+		if err != nil {
+			closeFiles(child.In, child.Out, child.Err)
+		}
+	}()
+	if s.Stdin != nil {
+		var w *os.File
+		if child.In, w, err = x.pipe(1); err != nil {
+			return child, err
+		}
+		go func() {
+			// Ends when the client's stream does, or the process reads no more.
+			_, _ = io.Copy(w, s.Stdin)
+			w.Close()
+		}()
+	}
+	if s.Stdout != nil {
+		if child.Out, err = x.output(s.Stdout); err != nil {
+			return child, err
+		}
+	}
+	if s.Stderr != nil {
+		child.Err, err = x.output(s.Stderr)
+	}
+	return child, err
+}
+
+// output makes a pipe whose content goes to w.
+func (x *execution) output(w io.Writer) (*os.File, error) {
+	child, r, err := x.pipe(0)
+	if err != nil {
+		return nil, err
+	}
+	x.copies.Go(func() { copyAll(w, r) })
+	return child, nil
+}
+
+// copyAll copies until r ends; a client that takes no more does not stop the
+// process.
+func copyAll(w io.Writer, r io.Reader) {
+	if _, err := io.Copy(w, r); err != nil {
+		_, _ = io.Copy(io.Discard, r)
+	}
+}
+
+// pipe makes a pipe of which the daemon keeps end ours (0: reading, 1:
+// writing), pollable, and the process gets the other, in blocking mode.
+func (x *execution) pipe(ours int) (child, own *os.File, err error) {
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+		return nil, nil, fmt.Errorf("make a pipe: %w", err)
+	}
+	if err := unix.SetNonblock(fds[ours], true); err != nil {
+		return nil, nil, err
+	}
+	own = os.NewFile(uintptr(fds[ours]), "exec")
+	x.open = append(x.open, own)
+	return os.NewFile(uintptr(fds[1-ours]), "exec"), own, nil
+}
+
+// terminal copies both ways between the client and the terminal's master.
+func (x *execution) terminal(ctx context.Context, master *os.File, s Streams) {
+	x.open = append(x.open, master)
+	if s.Stdout != nil {
+		x.copies.Go(func() { copyAll(s.Stdout, master) })
+	}
+	if s.Stdin != nil {
+		go func() { _, _ = io.Copy(master, s.Stdin) }()
+	}
+	if s.Resize != nil {
+		go x.resize(ctx, s.Resize)
+	}
+}
+
+// resize follows the client's terminal until it has gone.
+func (x *execution) resize(ctx context.Context, sizes <-chan Size) {
+	for size := range sizes {
+		_ = x.shim.Resize(ctx, x.id, x.execID, size.Width, size.Height) // the process may have ended
+	}
+}
+
+// drain waits for the rest of the output, within a bound.
+func (x *execution) drain() {
+	limit := time.Now().Add(drainLimit)
+	for _, f := range x.open {
+		_ = f.SetReadDeadline(limit)
+	}
+	x.copies.Wait()
+}
+
+func (x *execution) close() {
+	closeFiles(x.open...)
+	x.copies.Wait()
+}
+
+func closeFiles(files ...*os.File) {
+	for _, f := range files {
+		if f != nil {
+			f.Close()
+		}
+	}
+}
+
+// Attach joins the client's streams to a container's, until the container ends
+// or the client goes.
+func (e *Engine) Attach(ctx context.Context, id string, s Streams) error {
+	c, err := e.findContainer(id)
+	if err != nil {
+		return err
+	}
+	rec := c.snapshot()
+	if rec.State != ContainerRunning && rec.State != ContainerCreated {
+		return fmt.Errorf("attach to container %s: %w: it is %s", c.id, ErrState, rec.State)
+	}
+	shim, err := c.connection()
+	if err != nil {
+		return err
+	}
+	if s.Stdin != nil && !rec.Config.Stdin {
+		s.Stdin = nil // as other runtimes: the rest is attached all the same
+	}
+	x := &execution{shim: shim, id: c.id}
+	defer x.close()
+	return e.attach(ctx, c, x, s)
+}
+
+func (e *Engine) attach(ctx context.Context, c *container, x *execution, s Streams) error {
+	rec := c.snapshot()
+	if rec.Config.TTY {
+		s.Stderr = nil
+	}
+	child, err := x.pipes(Streams{Stdout: s.Stdout, Stderr: s.Stderr})
+	if err != nil {
+		return err
+	}
+	stdin, err := x.shim.Attach(ctx, c.id, s.Stdin != nil, child.Out, child.Err)
+	closeFiles(child.Out, child.Err)
+	if err != nil {
+		return fmt.Errorf("attach to container %s: %w", c.id, err)
+	}
+	if s.Resize != nil && rec.Config.TTY {
+		go x.resize(ctx, s.Resize)
+	}
+	ended := make(chan struct{})
+	if stdin != nil {
+		x.open = append(x.open, stdin)
+		go func() {
+			defer close(ended)
+			_, err := io.Copy(stdin, s.Stdin)
+			if err == nil && rec.Config.StdinOnce && !rec.Config.TTY {
+				_ = x.shim.CloseStdin(context.WithoutCancel(ctx), c.id) // it may have ended
+			}
+			stdin.Close()
+		}()
+	}
+	copied := make(chan struct{})
+	go func() { x.copies.Wait(); close(copied) }()
+	if s.Stdout == nil && s.Stderr == nil {
+		copied = nil
+	}
+	select {
+	case <-copied:
+	case <-c.exited:
+		x.drain()
+	case <-waitFor(s, stdin, ended):
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	return nil
+}
+
+// waitFor gives the end of stdin if that is all the client has attached.
+func waitFor(s Streams, stdin *os.File, ended chan struct{}) chan struct{} {
+	if s.Stdout == nil && s.Stderr == nil && stdin != nil {
+		return ended
+	}
+	return nil
+}
+
+// PortForward joins a client's stream to a port in a pod.
+func (e *Engine) PortForward(ctx context.Context, podID string, port int, stream io.ReadWriteCloser) error {
+	p, err := e.findPod(podID)
+	if err != nil {
+		return err
+	}
+	rec := p.snapshot()
+	if rec.State != PodReady {
+		return fmt.Errorf("forward to pod %s: %w: it is %s", p.id, ErrState, rec.State)
+	}
+	if port < 1 || port > 65535 {
+		return fmt.Errorf("forward to pod %s: %w: port %d", p.id, ErrInvalid, port)
+	}
+	netns := ""
+	if rec.Config.Namespaces.Network != ModeHost {
+		netns = filepath.Join(e.cfg.podDir(p.id), "net")
+	}
+	return e.workers.with(func(s *client.Shim) error { return forward(ctx, s, netns, port, stream) })
+}
+
+// closeWriter is a stream that can say that no more will come.
+type closeWriter interface{ CloseWrite() error }
+
+func forward(ctx context.Context, s *client.Shim, netns string, port int, stream io.ReadWriteCloser) error {
+	conn, err := s.Connect(ctx, netns, port)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	sent := make(chan struct{})
+	go func() {
+		defer close(sent)
+		_, _ = io.Copy(conn, stream)
+		if half, ok := conn.(closeWriter); ok {
+			_ = half.CloseWrite()
+		}
+	}()
+	_, err = io.Copy(stream, conn)
+	stream.Close() // ends the other direction
+	<-sent
+	if errors.Is(err, unix.ECONNRESET) {
+		return nil
+	}
+	return err
+}

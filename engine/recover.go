@@ -1,0 +1,258 @@
+package engine
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/longshore/longshore/internal/atomicfile"
+	"github.com/longshore/longshore/shim/api"
+	"github.com/longshore/longshore/shim/client"
+	"golang.org/x/sys/unix"
+)
+
+// Recover finds what an earlier daemon left: it adopts what lives, finishes
+// what was begun, and removes what nothing names. A record that cannot be read
+// is moved aside and never keeps the daemon from starting.
+func (e *Engine) Recover(ctx context.Context) error {
+	var unmade []*pod
+	err := e.eachRecord("pods", podFile, func(dir string) error {
+		p, err := e.loadPod(dir)
+		if err == nil && p.rec.State == PodCreating {
+			unmade = append(unmade, p)
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	err = e.eachRecord("containers", containerFile, func(dir string) error { return e.loadContainer(ctx, dir) })
+	if err != nil {
+		return err
+	}
+	for _, p := range unmade {
+		e.takeBack(ctx, p)
+	}
+	for _, p := range e.unfinished() {
+		e.work.Go(func() {
+			if err := e.stopPod(context.WithoutCancel(ctx), p); err != nil {
+				e.log.Warn("pod that was being stopped is not stopped", "pod", p.id, "err", err)
+			}
+		})
+	}
+	return e.sweep()
+}
+
+// eachRecord loads all records of a kind; a directory without a readable one
+// is quarantined.
+func (e *Engine) eachRecord(kind, file string, load func(dir string) error) error {
+	entries, err := os.ReadDir(filepath.Join(e.cfg.RunDir, kind))
+	if err != nil {
+		return err
+	}
+	for _, entry := range entries {
+		dir := filepath.Join(e.cfg.RunDir, kind, entry.Name())
+		if err := load(dir); err != nil {
+			e.quarantine(dir, err)
+		}
+	}
+	return nil
+}
+
+// quarantine moves aside what cannot be understood, for a person to look at.
+func (e *Engine) quarantine(path string, why error) {
+	aside := filepath.Join(e.cfg.RunDir, "quarantine")
+	err := os.MkdirAll(aside, 0o700)
+	if err == nil {
+		aside = filepath.Join(aside, fmt.Sprintf("%s-%d", filepath.Base(path), time.Now().UnixNano()))
+		err = os.Rename(path, aside)
+	}
+	e.log.Error("record is damaged and was moved aside", "path", path, "to", aside, "damage", why, "err", err)
+}
+
+// closedChan gives a channel that is closed already.
+func closedChan() chan struct{} {
+	ch := make(chan struct{})
+	close(ch)
+	return ch
+}
+
+// loadPod takes a pod's record in.
+func (e *Engine) loadPod(dir string) (*pod, error) {
+	var rec Pod
+	if err := atomicfile.ReadJSON(filepath.Join(dir, podFile), &rec); err != nil {
+		return nil, err
+	}
+	if rec.ID != filepath.Base(dir) {
+		return nil, fmt.Errorf("%s: the record is of pod %q", dir, rec.ID)
+	}
+	p := &pod{id: rec.ID, op: newSemaphore(), settled: closedChan(), rec: rec}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.pods[rec.ID], e.podKeys[rec.Config.PodKey] = p, p
+	return p, nil
+}
+
+// takeBack removes a pod whose making was not confirmed: its client was told
+// nothing and will ask again. The shim that may still be at work is asked
+// first, since it does one thing at a time for a sandbox.
+func (e *Engine) takeBack(ctx context.Context, p *pod) {
+	rec := p.snapshot()
+	data, err := json.Marshal(e.sandboxOf(rec))
+	if err != nil {
+		e.log.Error("pod that was being made stays", "pod", p.id, "err", err)
+		return
+	}
+	err = client.ErrGone
+	if rec.Shim != "" {
+		if s, dialErr := client.Dial(rec.Shim); dialErr == nil {
+			err = s.RemoveSandbox(ctx, data)
+			s.Close()
+		}
+	}
+	if errors.Is(err, client.ErrGone) {
+		err = e.workers.with(func(s *client.Shim) error { return s.RemoveSandbox(ctx, data) })
+	}
+	if err == nil {
+		err = os.RemoveAll(e.cfg.podDir(p.id))
+	}
+	if err != nil {
+		e.log.Warn("pod that was being made is not taken back", "pod", p.id, "err", err)
+		return
+	}
+	e.forgetPod(p)
+}
+
+// unfinished gives the pods whose stopping or removal was begun.
+func (e *Engine) unfinished() []*pod {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var all []*pod
+	for _, p := range e.pods {
+		if s := p.snapshot().State; s == PodStopping || s == PodRemoving {
+			all = append(all, p)
+		}
+	}
+	return all
+}
+
+// loadContainer takes a container's record in and adopts its shim.
+func (e *Engine) loadContainer(ctx context.Context, dir string) error {
+	var rec Container
+	if err := atomicfile.ReadJSON(filepath.Join(dir, containerFile), &rec); err != nil {
+		return err
+	}
+	if rec.ID != filepath.Base(dir) {
+		return fmt.Errorf("%s: the record is of container %q", dir, rec.ID)
+	}
+	c := newContainer(rec)
+	close(c.settled)
+	shim, state := adopt(ctx, rec)
+	c.shim = shim
+	switch rec.State {
+	case ContainerCreating, ContainerRemoving:
+		e.abandon(ctx, c)
+		return nil
+	case ContainerExited:
+		close(c.exited)
+		if shim == nil {
+			close(c.released)
+		} else {
+			e.work.Go(func() { e.release(c) })
+		}
+	default:
+		if rec.State == ContainerStarting && state == api.StatusRunning {
+			if err := e.updateContainer(c, func(r *Container) { r.State, r.StartedAt = ContainerRunning, time.Now() }); err != nil {
+				return err
+			}
+		}
+		if shim == nil {
+			e.finish(c, client.ErrGone)
+			e.release(c)
+		} else {
+			e.work.Go(func() { e.watch(c) })
+		}
+	}
+	e.mu.Lock()
+	e.containers[rec.ID] = c
+	e.mu.Unlock()
+	return e.holdImage(rec)
+}
+
+// holdImage keeps the image's layers from being removed.
+func (e *Engine) holdImage(rec Container) error {
+	img, err := e.images.Get(rec.ImageID)
+	if err == nil {
+		_, err = e.images.Rootfs(img, rec.ID)
+	}
+	if err != nil {
+		e.log.Warn("image of a container is not there", "container", rec.ID, "image", rec.ImageID, "err", err)
+	}
+	return nil
+}
+
+// adopt connects to the shim of a container, if it lives and knows it.
+func adopt(ctx context.Context, rec Container) (*client.Shim, api.Status) {
+	if rec.Shim == "" {
+		return nil, api.StatusUnknown
+	}
+	s, err := client.Dial(rec.Shim)
+	if err != nil {
+		return nil, api.StatusUnknown
+	}
+	state, err := s.State(ctx, rec.ID)
+	if err != nil {
+		endShim(s)
+		return nil, api.StatusUnknown
+	}
+	return s, api.Status(state.Status)
+}
+
+// abandon ends and removes a container whose making or removal was not
+// finished.
+func (e *Engine) abandon(ctx context.Context, c *container) {
+	if c.shim != nil {
+		if err := c.shim.Kill(ctx, c.id, "", unix.SIGKILL, true); ignoreGone(err) != nil {
+			e.log.Warn("unfinished container is not ended", "container", c.id, "err", err)
+		}
+		if _, err := c.shim.Wait(ctx, c.id, ""); ignoreGone(err) != nil {
+			e.log.Warn("unfinished container has not ended", "container", c.id, "err", err)
+		}
+	}
+	e.release(c)
+	e.discardContainer(c)
+}
+
+// sweep removes what no record names: writable layers and their trash.
+func (e *Engine) sweep() error {
+	entries, err := os.ReadDir(filepath.Join(e.cfg.StateDir, "containers"))
+	if err != nil {
+		return err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, entry := range entries {
+		if _, ok := e.containers[entry.Name()]; ok {
+			continue
+		}
+		if err := os.Rename(e.cfg.layerDir(entry.Name()), filepath.Join(e.cfg.trashDir(), entry.Name())); err != nil {
+			return err
+		}
+	}
+	e.work.Go(func() {
+		trash, err := os.ReadDir(e.cfg.trashDir())
+		for _, entry := range trash {
+			if err == nil {
+				err = os.RemoveAll(filepath.Join(e.cfg.trashDir(), entry.Name()))
+			}
+		}
+		if err != nil {
+			e.log.Warn("trash is not emptied", "err", err)
+		}
+	})
+	return nil
+}

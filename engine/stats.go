@@ -1,0 +1,215 @@
+package engine
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/longshore/longshore/internal/cgroup"
+	"golang.org/x/sys/unix"
+)
+
+// Usage is what a pod or container uses, read from the kernel when it is asked
+// for and never in between.
+type Usage struct {
+	cgroup.Stats
+	NanoCores uint64 // CPU rate since the reading before, in billionths of a core; 0 if there was none
+	HasRate   bool
+	Processes uint64
+	Layer     *DiskUsage // of a container's writable layer
+	Network   []InterfaceUsage
+}
+
+// DiskUsage is what lies on disk below a directory.
+type DiskUsage struct {
+	Dir           string
+	Bytes, Inodes uint64
+}
+
+// InterfaceUsage counts a network interface's traffic since it was made.
+type InterfaceUsage struct {
+	Name                                 string
+	RxBytes, RxErrors, TxBytes, TxErrors uint64
+}
+
+// rates remembers the last reading of each object's CPU time.
+type rates struct {
+	mu   sync.Mutex // guards last
+	last map[string]reading
+}
+
+type reading struct {
+	at        time.Time
+	cpu       time.Duration
+	nanoCores uint64
+	hasRate   bool
+}
+
+// minRateWindow is the shortest time that makes a rate: clients that ask more
+// often get the last one again.
+const minRateWindow = 100 * time.Millisecond
+
+// next gives the rate since the reading before.
+func (r *rates) next(id string, at time.Time, cpu time.Duration) (nanoCores uint64, ok bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.last == nil {
+		r.last = map[string]reading{}
+	}
+	before, known := r.last[id]
+	elapsed := at.Sub(before.at)
+	if known && elapsed < minRateWindow {
+		return before.nanoCores, before.hasRate
+	}
+	now := reading{at: at, cpu: cpu}
+	if known && cpu >= before.cpu {
+		now.nanoCores = uint64(float64(cpu-before.cpu) / elapsed.Seconds())
+		now.hasRate = true
+	}
+	r.last[id] = now
+	return now.nanoCores, now.hasRate
+}
+
+func (r *rates) forget(id string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.last, id)
+}
+
+// ContainerUsage reads what a container uses. One that has exited uses its
+// writable layer alone.
+func (e *Engine) ContainerUsage(id string) (Usage, error) {
+	c, err := e.findContainer(id)
+	if err != nil {
+		return Usage{}, err
+	}
+	rec := c.snapshot()
+	u, err := e.groupUsage(c.id, rec.CgroupPath)
+	if err != nil {
+		return Usage{}, err
+	}
+	dir := filepath.Join(e.cfg.layerDir(c.id), "upper")
+	layer, err := diskUsage(dir)
+	if err != nil {
+		return Usage{}, fmt.Errorf("size of writable layer of %s: %w", c.id, err)
+	}
+	u.Layer = &layer
+	return u, nil
+}
+
+// groupUsage reads a cgroup; one that has gone uses nothing.
+func (e *Engine) groupUsage(id, path string) (Usage, error) {
+	group := e.cgroups.Load(path)
+	stats, err := group.Stats()
+	if errors.Is(err, fs.ErrNotExist) {
+		return Usage{Stats: cgroup.Stats{Time: time.Now()}}, nil
+	}
+	if err != nil {
+		return Usage{}, err
+	}
+	u := Usage{Stats: stats, Processes: stats.Pids.Current}
+	u.NanoCores, u.HasRate = e.rates.next(id, stats.Time, stats.CPU.Usage)
+	return u, nil
+}
+
+// PodUsage reads what a pod uses: the cgroup that holds its containers and
+// its network.
+func (e *Engine) PodUsage(id string) (Usage, error) {
+	p, err := e.findPod(id)
+	if err != nil {
+		return Usage{}, err
+	}
+	rec := p.snapshot()
+	path := rec.Config.CgroupParent
+	if path == "" {
+		path = e.podCgroup(rec)
+	}
+	u, err := e.groupUsage(p.id, path)
+	if err != nil {
+		return Usage{}, err
+	}
+	if rec.Config.Namespaces.Network != ModeHost {
+		u.Network, err = e.podNetwork(p.id)
+	}
+	return u, err
+}
+
+// podNetwork reads a pod's interfaces through one of its processes, since the
+// daemon enters no namespace. A pod without a process has none to show.
+func (e *Engine) podNetwork(podID string) ([]InterfaceUsage, error) {
+	for _, c := range e.containersOf(podID) {
+		rec := c.snapshot()
+		if rec.State != ContainerRunning && rec.State != ContainerCreated {
+			continue
+		}
+		found, err := readInterfaces(filepath.Join("/proc", strconv.Itoa(rec.Pid), "net/dev"))
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ESRCH) {
+			continue // it has just ended
+		}
+		return found, err
+	}
+	return nil, nil
+}
+
+// readInterfaces reads a file of the form of /proc/net/dev, without loopback.
+func readInterfaces(path string) ([]InterfaceUsage, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	var all []InterfaceUsage
+	scan := bufio.NewScanner(f)
+	for scan.Scan() {
+		name, rest, ok := strings.Cut(scan.Text(), ":")
+		fields := strings.Fields(rest)
+		if name = strings.TrimSpace(name); !ok || name == "lo" || len(fields) < 11 {
+			continue
+		}
+		count := func(i int) uint64 {
+			n, _ := strconv.ParseUint(fields[i], 10, 64) // the kernel writes numbers
+			return n
+		}
+		all = append(all, InterfaceUsage{Name: name, RxBytes: count(0), RxErrors: count(2), TxBytes: count(8), TxErrors: count(10)})
+	}
+	return all, scan.Err()
+}
+
+// diskUsage counts what a directory holds; what vanishes meanwhile does not
+// count.
+func diskUsage(dir string) (DiskUsage, error) {
+	usage := DiskUsage{Dir: dir}
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		var st unix.Stat_t
+		if err == nil {
+			err = unix.Lstat(path, &st)
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		usage.Bytes += uint64(st.Blocks) * 512
+		usage.Inodes++
+		return nil
+	})
+	return usage, err
+}
+
+// FilesystemUsage gives what images and writable layers take on disk.
+func (e *Engine) FilesystemUsage() (imageFs, containerFs DiskUsage, err error) {
+	imageFs.Dir = e.images.Dir()
+	if imageFs.Bytes, imageFs.Inodes, err = e.images.Usage(); err != nil {
+		return imageFs, containerFs, err
+	}
+	containerFs, err = diskUsage(filepath.Join(e.cfg.StateDir, "containers"))
+	return imageFs, containerFs, err
+}

@@ -1,0 +1,135 @@
+// Command longshore is the daemon of a container runtime for one Linux node,
+// and the few commands that go with it.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime/debug"
+
+	"github.com/longshore/longshore/images"
+	"golang.org/x/sys/unix"
+)
+
+const usage = `usage:
+  longshore serve [--config FILE]          serve the container runtime interface
+  longshore config [--config FILE]         print the configuration with comments
+  longshore image import [--config FILE] ARCHIVE [NAME]
+                                           take in an OCI layout or a docker archive
+  longshore version                        print the version
+`
+
+// release is the version of a build that is given one by the linker.
+var release = "0.1.0"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
+	defer stop()
+	if err := run(ctx, os.Args[1:], os.Stdout); err != nil {
+		fmt.Fprintln(os.Stderr, "longshore:", err)
+		os.Exit(1)
+	}
+}
+
+// errUsage is an error in the command line.
+var errUsage = errors.New("bad command line\n" + usage)
+
+func run(ctx context.Context, args []string, out io.Writer) error {
+	if len(args) == 0 {
+		return errUsage
+	}
+	verb, args := args[0], args[1:]
+	if verb == "image" && len(args) > 0 {
+		verb, args = verb+" "+args[0], args[1:]
+	}
+	flags := flag.NewFlagSet("longshore "+verb, flag.ContinueOnError)
+	flags.Usage = func() { fmt.Fprint(flags.Output(), usage) }
+	file := flags.String("config", "", "configuration file")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	switch verb {
+	case "version":
+		_, err := fmt.Fprintln(out, version())
+		return err
+	case "help", "--help", "-h":
+		_, err := fmt.Fprint(out, usage)
+		return err
+	}
+	cfg, err := loadConfig(*file)
+	if err != nil {
+		return err
+	}
+	switch verb {
+	case "serve":
+		if flags.NArg() > 0 {
+			return errUsage
+		}
+		return serve(ctx, &cfg)
+	case "config":
+		_, err := io.WriteString(out, cfg.String())
+		return err
+	case "image import":
+		if flags.NArg() < 1 || flags.NArg() > 2 {
+			return errUsage
+		}
+		return importImage(ctx, &cfg, flags.Arg(0), flags.Arg(1), out)
+	}
+	return fmt.Errorf("no command %q\n%s", verb, usage)
+}
+
+// version names the build.
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return release
+	}
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" && len(s.Value) >= 12 {
+			return release + "+" + s.Value[:12]
+		}
+	}
+	return release
+}
+
+func newLogger(level string) (*slog.Logger, error) {
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(level)); err != nil {
+		return nil, fmt.Errorf("configuration: log_level: %w", err)
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: l})), nil
+}
+
+// importImage takes in images of a file or directory. It works on the store
+// itself, beside a running daemon or without one.
+func importImage(ctx context.Context, cfg *Config, path, name string, out io.Writer) error {
+	log, err := newLogger(cfg.LogLevel)
+	if err != nil {
+		return err
+	}
+	unlock, err := lockState(cfg.StateDir)
+	if err != nil {
+		return fmt.Errorf("%w; stop it, or pull from a registry", err)
+	}
+	defer unlock()
+	store, err := images.Open(filepath.Join(cfg.StateDir, "images"), cfg.images(), log)
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	imported, err := store.ImportPath(ctx, path, name)
+	if err != nil {
+		return err
+	}
+	for _, img := range imported {
+		fmt.Fprintln(out, img.ID, img.Tags)
+	}
+	return nil
+}

@@ -1,0 +1,154 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/longshore/longshore/cri"
+	"github.com/longshore/longshore/cri/stream"
+	"github.com/longshore/longshore/engine"
+	"github.com/longshore/longshore/images"
+	"github.com/longshore/longshore/shim/client"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+)
+
+// socketMode lets root alone in.
+const socketMode = 0o660
+
+// serve runs the daemon until ctx ends. No container is touched by its end.
+func serve(ctx context.Context, cfg *Config) error {
+	log, err := newLogger(cfg.LogLevel)
+	if err != nil {
+		return err
+	}
+	for _, dir := range []string{cfg.RunDir, cfg.StateDir} {
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return err
+		}
+	}
+	unlock, err := lockState(cfg.StateDir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	l, err := listen(cfg.Socket)
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	store, err := images.Open(filepath.Join(cfg.StateDir, "images"), cfg.images(), log)
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	binary, err := cfg.shimBinary()
+	if err != nil {
+		return err
+	}
+	shims, err := client.NewPool(binary, filepath.Join(cfg.RunDir, "shims"), cfg.IdleShims, log)
+	if err != nil {
+		return err
+	}
+	defer shims.Close()
+	e, err := engine.New(cfg.engine(), store, shims, log)
+	if err != nil {
+		return err
+	}
+	defer e.Close()
+	if err := e.Recover(ctx); err != nil {
+		return fmt.Errorf("recover: %w", err)
+	}
+	streams, err := newStreams(&cfg.Streaming, e)
+	if err != nil {
+		return err
+	}
+	server := cri.New(e, store, streams, version(), cfg.String, log).GRPC()
+	log.Info("serving", "socket", cfg.Socket, "version", version())
+	return serveUntil(ctx, server, l, streams, log)
+}
+
+// serveUntil serves both servers until ctx ends or one of them fails.
+func serveUntil(ctx context.Context, server *grpc.Server, l net.Listener, streams *stream.Server, log *slog.Logger) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var serving sync.WaitGroup
+	serving.Go(func() { cancel(streams.Serve()) })
+	serving.Go(func() { cancel(server.Serve(l)) })
+	<-ctx.Done()
+	log.Info("stopping")
+	// Clients that wait are told so; what they asked for goes on.
+	server.Stop()
+	closeErr := streams.Close()
+	serving.Wait()
+	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return closeErr
+}
+
+func newStreams(cfg *StreamingConfig, e *engine.Engine) (*stream.Server, error) {
+	var certificates *tls.Config
+	if cfg.CertFile != "" {
+		pair, err := tls.LoadX509KeyPair(cfg.CertFile, cfg.KeyFile)
+		if err != nil {
+			return nil, fmt.Errorf("streaming server: %w", err)
+		}
+		certificates = &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}
+	}
+	return stream.Listen(cfg.Address, certificates, e)
+}
+
+// listen makes the socket. One that a dead daemon left is replaced; one that
+// answers is not.
+func listen(path string) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil {
+		return nil, err
+	}
+	if c, err := net.Dial("unix", path); err == nil {
+		c.Close()
+		return nil, fmt.Errorf("socket %s is in use", path)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	// Nobody but root may connect before the mode is set.
+	old := unix.Umask(0o177)
+	l, err := net.Listen("unix", path)
+	unix.Umask(old)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(path, socketMode); err != nil {
+		l.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+// lockState keeps a second daemon off the same state. The lock goes with the
+// process, however it ends.
+func lockState(dir string) (unlock func(), err error) {
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("another daemon uses %s", dir)
+		}
+		return nil, fmt.Errorf("lock %s: %w", dir, err)
+	}
+	return func() { f.Close() }, nil
+}
