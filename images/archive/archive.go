@@ -9,6 +9,7 @@ package archive
 import (
 	"archive/tar"
 	"bytes"
+	_ "crypto/sha256" // go-digest finds the hash by its registration
 	"encoding/json"
 	"fmt"
 	"io"
