@@ -1,0 +1,373 @@
+package launch
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/longshore/longshore/internal/cgroup"
+	"github.com/longshore/longshore/internal/safepath"
+)
+
+// maxMounts bounds the mounts of one container; each takes a descriptor while
+// the root is assembled.
+const maxMounts = 4096
+
+// source is one mount of the spec on its way into the root.
+type source struct {
+	spec  *specs.Mount
+	opts  mountOptions
+	child int // index among the mounts that the child makes, or -1
+	fd    int // detached mount; -1 if there is none
+	file  bool
+	late  uint64 // attributes to apply when the root is complete
+}
+
+// assembly puts a container's root together: one detached tree that no process
+// sees. Every place inside is found by openat2 below the root, with links
+// resolved inside it, and then used by descriptor only.
+type assembly struct {
+	spec       *specs.Spec
+	uids, gids []specs.LinuxIDMapping
+	netNS      bool // the container has a network namespace of its own
+	group      *cgroup.Group
+	host       *cgroup.Host
+	sources    []source
+	root       int
+	devpts     int // the container's devpts, -1 without
+	fds        fdList
+	shop       *workshop
+}
+
+// childMade says which filesystems must be made inside the namespaces of the
+// container. sysfs shows the network namespace of its maker; in the host's a
+// user namespace may not mount it, so that it is made here.
+func (a *assembly) childMade(fsType string) bool {
+	switch fsType {
+	case "proc", "mqueue", "cgroup2":
+		return true
+	case "sysfs":
+		return a.netNS || len(a.uids) == 0
+	}
+	return false
+}
+
+// classify reads the mounts of the spec and gives those the child must make.
+func (a *assembly) classify() ([]*source, error) {
+	if len(a.spec.Mounts) > maxMounts {
+		return nil, fmt.Errorf("mounts: more than %d: %w", maxMounts, unix.E2BIG)
+	}
+	var made []*source
+	a.sources = make([]source, len(a.spec.Mounts))
+	for i := range a.spec.Mounts {
+		m := &a.spec.Mounts[i]
+		if !path.IsAbs(m.Destination) {
+			return nil, fmt.Errorf("mounts[%d].destination %q is not absolute: %w", i, m.Destination, unix.EINVAL)
+		}
+		s := &a.sources[i]
+		*s = source{spec: m, opts: parseOptions(m.Type, m.Options), child: -1, fd: -1}
+		if s.opts.bind && m.Source == "" {
+			return nil, fmt.Errorf("mounts[%d].source of a bind: %w", i, errMissing)
+		}
+		if m.Type == "cgroup" && a.host != nil && a.host.Mode == cgroup.V2 {
+			m = &specs.Mount{Destination: m.Destination, Type: "cgroup2", Source: m.Source, Options: m.Options}
+			s.spec = m
+		}
+		if s.opts.bind || s.opts.remount || !a.childMade(m.Type) {
+			continue
+		}
+		s.child = len(made)
+		made = append(made, s)
+	}
+	return made, nil
+}
+
+// prepare mounts what the parent can, before the child is awaited: both work
+// at the same time.
+func (a *assembly) prepare() error {
+	for i := range a.sources {
+		s := &a.sources[i]
+		if s.child >= 0 || s.opts.remount || s.spec.Type == "cgroup" && !s.opts.bind {
+			continue
+		}
+		if err := a.open(s); err != nil {
+			return fmt.Errorf("mount %s at %s: %w", s.kind(), s.spec.Destination, err)
+		}
+	}
+	return nil
+}
+
+func (s *source) kind() string {
+	if s.opts.bind {
+		return "bind of " + s.spec.Source
+	}
+	return s.spec.Type
+}
+
+func (a *assembly) open(s *source) (err error) {
+	m := s.spec
+	if s.opts.bind {
+		s.fd, err = cloneHostPath(m.Source, s.opts.recursive)
+	} else {
+		if err := a.translateIDs(s); err != nil {
+			return err
+		}
+		src := m.Source
+		if src == "" {
+			src = m.Type
+		}
+		if s.opts.readonlySuperblock {
+			s.opts.data = append(s.opts.data, "ro")
+		}
+		s.fd, err = newFilesystem(m.Type, src, s.opts.data, 0)
+		s.late = unix.MOUNT_ATTR_RDONLY // files are made in it first
+	}
+	if err != nil {
+		return err
+	}
+	a.fds.add(s.fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(s.fd, &st); err != nil {
+		return err
+	}
+	s.file = st.Mode&unix.S_IFMT != unix.S_IFDIR
+	if m.Type == "devpts" && !s.opts.bind {
+		a.devpts = s.fd
+	}
+	if len(m.UIDMappings) > 0 || len(m.GIDMappings) > 0 || s.opts.idmap {
+		if err := a.idmap(s); err != nil {
+			return fmt.Errorf("map ids: %w", err)
+		}
+	}
+	return s.opts.applyTo(s.fd, s.late)
+}
+
+// idmap shows the files of a mount with other owners (Linux 5.12). Without
+// mappings of its own a mount takes the container's.
+func (a *assembly) idmap(s *source) error {
+	uids, gids := s.spec.UIDMappings, s.spec.GIDMappings
+	if len(uids) == 0 && len(gids) == 0 {
+		uids, gids = a.uids, a.gids
+	}
+	if len(uids) == 0 || len(gids) == 0 {
+		return fmt.Errorf("uidMappings and gidMappings: %w", errMissing)
+	}
+	return mapIDs(s.fd, uids, gids, s.opts.recIDMap)
+}
+
+// translateIDs turns the ids in a filesystem's options, which are the
+// container's, into the host's, and makes the container's root the owner of a
+// tmpfs. The parent mounts these for a user namespace as well: device nodes
+// work only on a filesystem of the first user namespace.
+func (a *assembly) translateIDs(s *source) error {
+	if s.spec.Type != "tmpfs" && s.spec.Type != "devpts" {
+		return nil
+	}
+	if a.spec.Linux != nil && a.spec.Linux.MountLabel != "" {
+		s.opts.data = append(s.opts.data, "context="+a.spec.Linux.MountLabel)
+	}
+	if s.spec.Type == "devpts" && !slices.Contains(s.opts.data, "newinstance") {
+		s.opts.data = append(s.opts.data, "newinstance")
+	}
+	if len(a.uids) == 0 {
+		return nil
+	}
+	given := map[string]bool{}
+	for i, opt := range s.opts.data {
+		key, value, _ := cutOption(opt)
+		if key != "uid" && key != "gid" {
+			continue
+		}
+		given[key] = true
+		id, err := parseMapping(value + ":0:1") // the number alone, with its checks
+		if err != nil {
+			return fmt.Errorf("option %q: %w", opt, err)
+		}
+		maps := a.uids
+		if key == "gid" {
+			maps = a.gids
+		}
+		host, ok := hostID(maps, id[0].ContainerID)
+		if !ok {
+			return fmt.Errorf("option %q: id is not mapped: %w", opt, unix.EINVAL)
+		}
+		s.opts.data[i] = fmt.Sprintf("%s=%d", key, host)
+	}
+	if s.spec.Type == "tmpfs" {
+		uid, _ := hostID(a.uids, 0)
+		gid, _ := hostID(a.gids, 0)
+		if !given["uid"] {
+			s.opts.data = append(s.opts.data, fmt.Sprintf("uid=%d", uid))
+		}
+		if !given["gid"] {
+			s.opts.data = append(s.opts.data, fmt.Sprintf("gid=%d", gid))
+		}
+	}
+	return nil
+}
+
+// assemble attaches everything in the order of the spec; made are the mounts
+// that came from the child.
+func (a *assembly) assemble(made []int) error {
+	if mode, rec, err := propagationMode(a.spec.Linux.RootfsPropagation); err != nil {
+		return err
+	} else if err := setAttr(a.root, 0, 0, mode, rec); err != nil {
+		return fmt.Errorf("set propagation of the root: %w", err)
+	}
+	for i := range a.sources {
+		s := &a.sources[i]
+		if s.child >= 0 {
+			s.fd, s.late = made[s.child], unix.MOUNT_ATTR_RDONLY
+			if err := s.opts.applyTo(s.fd, s.late); err != nil {
+				return fmt.Errorf("mount %s at %s: %w", s.spec.Type, s.spec.Destination, err)
+			}
+		}
+		if err := a.place(s); err != nil {
+			return fmt.Errorf("mount %s at %s: %w", s.kind(), s.spec.Destination, err)
+		}
+	}
+	if err := a.devices(); err != nil {
+		return err
+	}
+	if err := a.hide(); err != nil {
+		return err
+	}
+	return a.makeCwd()
+}
+
+// seal applies what had to wait until the last file was made.
+func (a *assembly) seal() error {
+	for i := range a.sources {
+		s := &a.sources[i]
+		if s.fd < 0 {
+			continue
+		}
+		err := a.inShop(func() error {
+			if err := setAttr(s.fd, s.opts.set&s.late, 0, 0, false); err != nil {
+				return err
+			}
+			return setAttr(s.fd, s.opts.recSet&s.late, 0, 0, true)
+		})
+		if err != nil {
+			return fmt.Errorf("make mount at %s read-only: %w", s.spec.Destination, err)
+		}
+	}
+	if a.spec.Root != nil && a.spec.Root.Readonly {
+		err := a.inShop(func() error { return setAttr(a.root, unix.MOUNT_ATTR_RDONLY, 0, 0, false) })
+		if err != nil {
+			return fmt.Errorf("make the root read-only: %w", err)
+		}
+	}
+	return nil
+}
+
+func (a *assembly) place(s *source) error {
+	switch {
+	case s.opts.remount:
+		return a.remount(s)
+	case s.spec.Type == "cgroup" && !s.opts.bind:
+		return a.cgroups(s)
+	}
+	target, err := a.target(s)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(target)
+	if s.opts.copyUp {
+		if err := a.copyUp(target, s.fd); err != nil {
+			return fmt.Errorf("copy what is there: %w", err)
+		}
+	}
+	return a.attach(s.fd, target)
+}
+
+// target opens the place for a mount, made if it is missing. For procfs and
+// sysfs no link may lead there: the image chooses links, and the masks go
+// where these two are (CVE-2019-19921).
+func (a *assembly) target(s *source) (int, error) {
+	if s.file {
+		return safepath.CreateFile(a.root, s.spec.Destination, 0o755)
+	}
+	fd, err := safepath.OpenPath(a.root, s.spec.Destination)
+	if errors.Is(err, unix.ENOENT) {
+		fd, err = safepath.MkdirAll(a.root, s.spec.Destination, 0o755)
+	}
+	if err != nil || s.opts.bind || s.spec.Type != "proc" && s.spec.Type != "sysfs" {
+		return fd, err
+	}
+	plain, err := openPlain(a.root, s.spec.Destination)
+	if err != nil {
+		unix.Close(fd)
+		return -1, fmt.Errorf("a link leads there: %w", err)
+	}
+	unix.Close(fd)
+	return plain, nil
+}
+
+// openPlain opens a path that has no link in it.
+func openPlain(root int, name string) (int, error) {
+	how := unix.OpenHow{
+		Flags:   unix.O_PATH | unix.O_CLOEXEC | unix.O_DIRECTORY,
+		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_SYMLINKS,
+	}
+	for {
+		fd, err := unix.Openat2(root, name, &how)
+		if err != unix.EINTR && err != unix.EAGAIN {
+			return fd, err
+		}
+	}
+}
+
+// attach moves a detached mount to an open place in the root. Before Linux
+// 6.15 the root must be attached somewhere for that.
+func (a *assembly) attach(mount, target int) error {
+	move := func() error {
+		return unix.MoveMount(mount, "", target, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
+	}
+	return a.inShop(move)
+}
+
+// remount changes the attributes of a mount that is there.
+func (a *assembly) remount(s *source) error {
+	fd, err := safepath.OpenPath(a.root, s.spec.Destination)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return a.inShop(func() error { return s.opts.applyTo(fd, 0) })
+}
+
+// makeCwd makes the working directory if the image lacks it. On a read-only
+// filesystem it stays missing, and entering it fails with its name.
+func (a *assembly) makeCwd() error {
+	if a.spec.Process == nil || !strings.HasPrefix(a.spec.Process.Cwd, "/") {
+		return nil
+	}
+	fd, err := safepath.OpenPath(a.root, a.spec.Process.Cwd)
+	if err == nil {
+		return unix.Close(fd)
+	}
+	if !errors.Is(err, unix.ENOENT) {
+		return nil // the container's user will find out
+	}
+	fd, err = safepath.MkdirAll(a.root, a.spec.Process.Cwd, 0o755)
+	if errors.Is(err, unix.EROFS) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("process.cwd: %w", err)
+	}
+	defer unix.Close(fd)
+	uid, _ := hostID(a.uids, 0)
+	gid, _ := hostID(a.gids, 0)
+	if len(a.uids) == 0 {
+		return nil
+	}
+	return os.Lchown(fdPath(fd)+"/.", int(uid), int(gid))
+}

@@ -1,0 +1,175 @@
+package launch
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/longshore/longshore/internal/cgroup"
+	"github.com/longshore/longshore/shim/seccomp"
+)
+
+// Mount is a filesystem for a container's root, as containerd's task API gives
+// it: an overlay with lowerdir=a:b, upperdir=, workdir= and volatile, say.
+// uidmap= and gidmap= ("container:host:size") map the owners in lower layers.
+type Mount struct {
+	Type, Source string
+	Options      []string
+}
+
+// Stdio holds the process's ends of its standard streams; nil is /dev/null.
+// The caller keeps owning them.
+type Stdio struct{ Stdin, Stdout, Stderr *os.File }
+
+// Config describes a container to create.
+type Config struct {
+	// ID names the container in hooks and in the default cgroup path.
+	ID string
+	// Bundle is the OCI bundle directory.
+	Bundle string
+	// Spec is the OCI runtime spec; it must not change while the container lives.
+	Spec *specs.Spec
+	// Rootfs is mounted as the root, detached. None: Spec.Root.Path, relative
+	// to Bundle, as it is. More than one is not supported.
+	Rootfs []Mount
+	// Stdio is ignored if Spec.Process.Terminal is set.
+	Stdio Stdio
+	// Template is an empty mount namespace pinned by [PinTemplate]. It spares a
+	// copy of the host's mounts. Empty, or unfit for the container: a copy.
+	Template string
+}
+
+// Container is a container whose first process waits at the gate, runs, or
+// has ended.
+type Container struct {
+	id, bundle string
+	spec       *specs.Spec
+	root       int // kept open until Close, so that the exit is not held up by the overlay's sync
+	devpts     int // -1 without
+	host       *cgroup.Host
+	group      *cgroup.Group
+	init       *Process
+	ns         *namespaces
+	filter     *seccomp.Filter
+
+	mu      sync.Mutex
+	pending *launching // until Start
+	closed  bool
+}
+
+// Init is the container's first process.
+func (c *Container) Init() *Process { return c.init }
+
+// Cgroup is the container's control group.
+func (c *Container) Cgroup() *cgroup.Group { return c.group }
+
+// hostCgroups finds the host's hierarchies once; they do not change under a
+// running node.
+var hostCgroups = sync.OnceValues(cgroup.Detect)
+
+// Start opens the gate. It returns nil once execve has happened, and an error
+// that names what failed otherwise: it wraps [unix.ENOENT] if the command was
+// not found and [unix.EACCES] if it may not be run. The process has then ended.
+func (c *Container) Start() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	l := c.pending
+	if l == nil {
+		return fmt.Errorf("start container %s: it was started or closed before: %w", c.id, unix.EALREADY)
+	}
+	if err := c.startHooks(); err != nil {
+		return err
+	}
+	c.pending = nil
+	if err := l.start(); err != nil {
+		return fmt.Errorf("start container %s: %w", c.id, err)
+	}
+	return c.poststart()
+}
+
+// Close releases what the container holds: the root, whose overlay may sync
+// its disk now, and the cgroup. Call it after the exit was reported; a process
+// that was never started is ended. It may be called again.
+func (c *Container) Close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return nil
+	}
+	c.closed = true
+	if c.pending != nil {
+		c.pending.abort()
+		c.pending = nil
+	}
+	var errs []error
+	for _, fd := range []int{c.devpts, c.root} {
+		if fd >= 0 {
+			unix.Close(fd)
+		}
+	}
+	errs = append(errs, c.poststop())
+	if c.group != nil {
+		if err := c.group.Remove(); err != nil {
+			errs = append(errs, fmt.Errorf("remove cgroup of container %s: %w", c.id, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// rootDir is the directory of the spec's root on the host.
+func rootDir(cfg *Config) string {
+	dir := "rootfs"
+	if cfg.Spec.Root != nil && cfg.Spec.Root.Path != "" {
+		dir = cfg.Spec.Root.Path
+	}
+	if filepath.IsAbs(dir) {
+		return dir
+	}
+	return filepath.Join(cfg.Bundle, dir)
+}
+
+// checkConfig refuses what this runtime does not do, by the field's name.
+func checkConfig(cfg *Config) error {
+	s := cfg.Spec
+	switch {
+	case s == nil || s.Linux == nil:
+		return fmt.Errorf("linux: %w", errMissing)
+	case s.Process == nil:
+		return fmt.Errorf("process: %w", errMissing)
+	case cfg.ID == "":
+		return fmt.Errorf("container id: %w", errMissing)
+	case len(cfg.Rootfs) > 1:
+		return fmt.Errorf("a root of %d mounts: %w", len(cfg.Rootfs), errUnsupported)
+	case len(cfg.Rootfs) == 0 && (s.Root == nil || s.Root.Path == ""):
+		return fmt.Errorf("root.path: %w", errMissing)
+	case len(s.Linux.NetDevices) > 0:
+		return fmt.Errorf("linux.netDevices: %w", errUnsupported)
+	case s.Linux.MemoryPolicy != nil:
+		return fmt.Errorf("linux.memoryPolicy: %w", errUnsupported)
+	case s.Linux.Seccomp != nil && s.Linux.Seccomp.ListenerPath != "":
+		return fmt.Errorf("linux.seccomp.listenerPath: %w", errUnsupported)
+	case s.Linux.IntelRdt != nil:
+		if unix.Access("/sys/fs/resctrl/schemata", unix.F_OK) != nil {
+			return fmt.Errorf("linux.intelRdt: resctrl is not mounted: %w", unix.ENODEV)
+		}
+		return fmt.Errorf("linux.intelRdt: %w", errUnsupported)
+	}
+	return nil
+}
+
+// compileFilter compiles the spec's seccomp profile; nil without one.
+func compileFilter(s *specs.Spec) (*seccomp.Filter, error) {
+	if s.Linux.Seccomp == nil {
+		return nil, nil
+	}
+	f, err := seccomp.Compile(s.Linux.Seccomp)
+	if err != nil {
+		return nil, fmt.Errorf("linux.seccomp: %w", err)
+	}
+	return f, nil
+}

@@ -1,0 +1,310 @@
+package launch
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/longshore/longshore/internal/safepath"
+)
+
+// device is a node to make.
+type device struct {
+	path     string
+	kind     uint32 // S_IFCHR, S_IFBLK or S_IFIFO
+	dev      uint64
+	mode     uint32
+	uid, gid uint32 // of the container
+}
+
+// defaultDevices are those of the OCI runtime spec, "Default Devices", but for
+// console and ptmx, which come with the terminal and with devpts.
+var defaultDevices = [...]device{
+	{"/dev/null", unix.S_IFCHR, unix.Mkdev(1, 3), 0o666, 0, 0},
+	{"/dev/zero", unix.S_IFCHR, unix.Mkdev(1, 5), 0o666, 0, 0},
+	{"/dev/full", unix.S_IFCHR, unix.Mkdev(1, 7), 0o666, 0, 0},
+	{"/dev/random", unix.S_IFCHR, unix.Mkdev(1, 8), 0o666, 0, 0},
+	{"/dev/urandom", unix.S_IFCHR, unix.Mkdev(1, 9), 0o666, 0, 0},
+	{"/dev/tty", unix.S_IFCHR, unix.Mkdev(5, 0), 0o666, 0, 0},
+}
+
+// defaultLinks are the symbolic links of the OCI runtime spec, "/dev symbolic links".
+var defaultLinks = [...]struct{ name, to string }{
+	{"fd", "/proc/self/fd"}, {"stdin", "/proc/self/fd/0"}, {"stdout", "/proc/self/fd/1"}, {"stderr", "/proc/self/fd/2"},
+	{"ptmx", "pts/ptmx"},
+}
+
+func parseDevice(d *specs.LinuxDevice) (device, error) {
+	out := device{path: d.Path, mode: 0o666}
+	switch d.Type {
+	case "c", "u":
+		out.kind = unix.S_IFCHR
+	case "b":
+		out.kind = unix.S_IFBLK
+	case "p":
+		out.kind = unix.S_IFIFO
+	default:
+		return out, fmt.Errorf("linux.devices: %s: type %q: %w", d.Path, d.Type, unix.EINVAL)
+	}
+	if !path.IsAbs(d.Path) || path.Clean(d.Path) == "/" {
+		return out, fmt.Errorf("linux.devices: path %q is not absolute: %w", d.Path, unix.EINVAL)
+	}
+	if d.Major < 0 || d.Minor < 0 || d.Major > 0xfff || d.Minor > 0xfffff {
+		if out.kind != unix.S_IFIFO {
+			return out, fmt.Errorf("linux.devices: %s: number %d:%d: %w", d.Path, d.Major, d.Minor, unix.EINVAL)
+		}
+	} else if out.kind != unix.S_IFIFO {
+		out.dev = unix.Mkdev(uint32(d.Major), uint32(d.Minor))
+	}
+	if d.FileMode != nil {
+		out.mode = uint32(*d.FileMode) & 0o7777
+	}
+	if d.UID != nil {
+		out.uid = *d.UID
+	}
+	if d.GID != nil {
+		out.gid = *d.GID
+	}
+	return out, nil
+}
+
+// devices makes the nodes and links of /dev, unless /dev is the host's or
+// another directory bound there.
+func (a *assembly) devices() error {
+	for i := range a.sources {
+		if s := &a.sources[i]; s.opts.bind && path.Clean(s.spec.Destination) == "/dev" {
+			return nil
+		}
+	}
+	dev, err := safepath.MkdirAll(a.root, "/dev", 0o755)
+	if err != nil {
+		return fmt.Errorf("open /dev: %w", err)
+	}
+	defer unix.Close(dev)
+	for i := range defaultDevices {
+		d := &defaultDevices[i]
+		if err := a.makeNode(dev, path.Base(d.path), d); err != nil {
+			return fmt.Errorf("make device %s: %w", d.path, err)
+		}
+	}
+	for i := range a.spec.Linux.Devices {
+		d, err := parseDevice(&a.spec.Linux.Devices[i])
+		if err != nil {
+			return err
+		}
+		if err := a.makeDevice(&d); err != nil {
+			return fmt.Errorf("make device %s: %w", d.path, err)
+		}
+	}
+	for _, l := range defaultLinks {
+		if l.name == "ptmx" {
+			_ = unix.Unlinkat(dev, l.name, 0) // an image's own node would be the host's terminal
+		}
+		if err := unix.Symlinkat(l.to, dev, l.name); err != nil && err != unix.EEXIST {
+			return fmt.Errorf("make link /dev/%s: %w", l.name, err)
+		}
+	}
+	return nil
+}
+
+func (a *assembly) makeDevice(d *device) error {
+	dir, err := safepath.MkdirAll(a.root, path.Dir(d.path), 0o755)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(dir)
+	return a.makeNode(dir, path.Base(d.path), d)
+}
+
+// makeNode makes one node in an open directory. One of the same kind and
+// number that is there stays; another is replaced, for an image must not
+// choose what /dev/null is.
+func (a *assembly) makeNode(dir int, name string, d *device) error {
+	var st unix.Stat_t
+	if unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil {
+		if st.Mode&unix.S_IFMT == d.kind && st.Rdev == d.dev {
+			return nil
+		}
+		if err := unix.Unlinkat(dir, name, 0); err != nil {
+			return err
+		}
+	}
+	err := unix.Mknodat(dir, name, d.kind|d.mode, int(d.dev))
+	if err == unix.EPERM && d.kind != unix.S_IFIFO {
+		return a.bindNode(dir, name, d) // we are in a user namespace ourselves
+	}
+	if err != nil {
+		return err
+	}
+	// The node's mode was cut by our umask.
+	if err := unix.Fchmodat(dir, name, d.mode, 0); err != nil {
+		return err
+	}
+	uid, uidOK := hostID(a.uids, d.uid)
+	gid, gidOK := hostID(a.gids, d.gid)
+	if !uidOK || !gidOK {
+		return fmt.Errorf("owner %d:%d is not mapped: %w", d.uid, d.gid, unix.EINVAL)
+	}
+	if uid == 0 && gid == 0 {
+		return nil
+	}
+	return unix.Fchownat(dir, name, int(uid), int(gid), unix.AT_SYMLINK_NOFOLLOW)
+}
+
+// bindNode puts the host's node in place where none may be made.
+func (a *assembly) bindNode(dir int, name string, d *device) error {
+	mount, err := cloneHostPath(d.path, false)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(mount)
+	var st unix.Stat_t
+	if err := unix.Fstat(mount, &st); err != nil || st.Mode&unix.S_IFMT != d.kind || st.Rdev != d.dev {
+		return fmt.Errorf("the host's %s is another device: %w", d.path, errors.Join(err, unix.ENODEV))
+	}
+	file, err := unix.Openat(dir, name, unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_RDONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(file)
+	return a.attach(mount, file)
+}
+
+// hide places the masks and makes read-only what the spec lists. Paths that
+// the container does not have are passed over.
+func (a *assembly) hide() error {
+	if len(a.spec.Linux.MaskedPaths) > 0 {
+		null, err := openNull(unix.O_PATH)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(null)
+		for _, name := range a.spec.Linux.MaskedPaths {
+			if err := a.mask(name, null); err != nil {
+				return fmt.Errorf("mask %s: %w", name, err)
+			}
+		}
+	}
+	for _, name := range a.spec.Linux.ReadonlyPaths {
+		if err := a.readonly(name); err != nil {
+			return fmt.Errorf("make %s read-only: %w", name, err)
+		}
+	}
+	return nil
+}
+
+func absent(err error) bool { return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) }
+
+// mask covers a file with the host's null device and a directory with an empty
+// read-only tmpfs.
+func (a *assembly) mask(name string, null int) error {
+	target, err := safepath.OpenPath(a.root, name)
+	if absent(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(target)
+	var st unix.Stat_t
+	if err := unix.Fstat(target, &st); err != nil {
+		return err
+	}
+	var mount int
+	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+		mount, err = newFilesystem("tmpfs", "tmpfs", []string{"size=4k", "nr_inodes=2", "mode=755"},
+			unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
+	} else {
+		mount, err = cloneMount(null, false)
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(mount)
+	return a.attach(mount, target)
+}
+
+// readonly binds a path onto itself, read-only with all below it.
+func (a *assembly) readonly(name string) error {
+	target, err := safepath.OpenPath(a.root, name)
+	if absent(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(target)
+	return a.inShop(func() error {
+		mount, err := cloneMount(target, true)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(mount)
+		if err := setAttr(mount, unix.MOUNT_ATTR_RDONLY, 0, 0, true); err != nil {
+			return err
+		}
+		return unix.MoveMount(mount, "", target, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
+	})
+}
+
+// openConsole makes a terminal in the container's devpts: the master for us, the
+// peer for the container. No path leads from one to the other (CVE-2025-52565).
+func openConsole(devpts int, size *specs.Box, uid uint32) (master *os.File, slave int, err error) {
+	fd, err := unix.Openat(devpts, "ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, -1, fmt.Errorf("open terminal master: %w", err)
+	}
+	if err := unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err != nil {
+		unix.Close(fd)
+		return nil, -1, fmt.Errorf("unlock terminal: %w", err)
+	}
+	slave, err = ioctlValue(fd, unix.TIOCGPTPEER, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC) // Linux 4.13
+	if err != nil {
+		unix.Close(fd)
+		return nil, -1, fmt.Errorf("open terminal: %w", err)
+	}
+	if size != nil {
+		ws := unix.Winsize{Row: uint16(min(size.Height, 0xffff)), Col: uint16(min(size.Width, 0xffff))}
+		err = unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &ws)
+	}
+	if err == nil {
+		err = unix.Fchown(slave, int(uid), -1)
+	}
+	if err != nil {
+		unix.Close(fd)
+		unix.Close(slave)
+		return nil, -1, fmt.Errorf("set terminal up: %w", err)
+	}
+	return os.NewFile(uintptr(fd), "console"), slave, nil
+}
+
+// bindConsole shows the terminal as /dev/console, by descriptor.
+func (a *assembly) bindConsole(slave int) error {
+	dev, err := safepath.OpenPath(a.root, "/dev")
+	if err != nil {
+		return fmt.Errorf("open /dev: %w", err)
+	}
+	defer unix.Close(dev)
+	_ = unix.Unlinkat(dev, "console", 0)
+	file, err := unix.Openat(dev, "console", unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_RDONLY, 0o620)
+	if err != nil {
+		return fmt.Errorf("make /dev/console: %w", err)
+	}
+	defer unix.Close(file)
+	err = a.inShop(func() error {
+		mount, err := cloneMount(slave, false)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(mount)
+		return unix.MoveMount(mount, "", file, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
+	})
+	if err != nil {
+		return fmt.Errorf("mount /dev/console: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,234 @@
+package launch
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/longshore/longshore/internal/cgroup"
+	"github.com/longshore/longshore/internal/undo"
+)
+
+// lateJoins is the number of v1 groups an exec joins at the last moment: the
+// memory group, in which a child that shares our memory could take us along
+// when it runs out, and the cpu group.
+const lateJoins = 2
+
+// Exec starts a process in the running container: its namespaces, cgroup and
+// root, with what p says of user, capabilities, limits, directory and
+// environment. It returns once execve has happened. Errors are as those of
+// [Container.Start]; a container that has ended gives one that wraps
+// [unix.ESRCH].
+func (c *Container) Exec(p *specs.Process, io Stdio) (*Process, error) {
+	proc, err := c.exec(p, io)
+	if err != nil {
+		return nil, fmt.Errorf("exec in container %s: %w", c.id, err)
+	}
+	return proc, nil
+}
+
+func (c *Container) exec(p *specs.Process, io Stdio) (*Process, error) {
+	root, devpts, err := c.roots()
+	if err != nil {
+		return nil, err
+	}
+	var fds fdList
+	defer fds.closeAll()
+	fds.add(root)
+	pl, err := newPlan(p, planContext{
+		userNS: c.ns.userNS(), filter: c.filter, persona: c.spec.Linux.Personality,
+		home: func(uid uint32) string { return homeOf(root, uid) },
+	})
+	if err != nil {
+		fds.add(devpts)
+		return nil, err
+	}
+	e := execution{c: c, fds: &fds}
+	var taken undo.Stack
+	defer taken.Run()
+	if err := e.streams(pl, io, fds.add(devpts), &taken); err != nil {
+		return nil, err
+	}
+	if err := e.clone(pl, &taken); err != nil {
+		return nil, err
+	}
+	e.proc.console = e.console
+	taken.Keep()
+	if err := e.execed(); err != nil {
+		return nil, err
+	}
+	score := p.OOMScoreAdj
+	if score == nil {
+		score = c.spec.Process.OOMScoreAdj
+	}
+	if err := setOOMScore(e.proc.pid, score); err != nil {
+		e.proc.kill()
+		return nil, err
+	}
+	return e.proc, nil
+}
+
+// roots gives descriptors of the root and of devpts for one exec, so that
+// Close may come in between.
+func (c *Container) roots() (root, devpts int, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return -1, -1, fmt.Errorf("container is closed: %w", unix.ESRCH)
+	}
+	if root, err = unix.FcntlInt(uintptr(c.root), unix.F_DUPFD_CLOEXEC, 3); err != nil {
+		return -1, -1, err
+	}
+	devpts = -1
+	if c.devpts >= 0 {
+		if devpts, err = unix.FcntlInt(uintptr(c.devpts), unix.F_DUPFD_CLOEXEC, 3); err != nil {
+			unix.Close(root)
+			return -1, -1, err
+		}
+	}
+	return root, devpts, nil
+}
+
+// mayShareMemory says whether an exec's child may share this process's memory
+// (CLONE_VM), which spares the copy of the page tables. Not so where
+//   - the memory controller is on cgroup v2: the child is in the group from the
+//     start, and an OOM kill of the group would kill everyone with that memory;
+//   - a process of the container has CAP_SYS_PTRACE in our user namespace: it
+//     could trace the child before execve, and so reach this process;
+//   - a time namespace is to be joined: the kernel wants memory of its own.
+func (c *Container) mayShareMemory(tasks int) bool {
+	if kernel.noSharedMemory || tasks < lateJoins || c.ns.all()&cloneNewTime != 0 {
+		return false
+	}
+	if c.ns.userNS() {
+		return true
+	}
+	if c.spec.Process.Capabilities == nil {
+		return true
+	}
+	mask, err := capMask("bounding", c.spec.Process.Capabilities.Bounding)
+	return err == nil && mask&(1<<unix.CAP_SYS_PTRACE) == 0
+}
+
+// execution is an exec under way.
+type execution struct {
+	*launching
+	c       *Container
+	fds     *fdList
+	std     [3]int
+	console *os.File
+}
+
+// streams opens the process's terminal or takes the caller's streams.
+func (e *execution) streams(pl *plan, io Stdio, devpts int, taken *undo.Stack) (err error) {
+	uid, _ := hostID(e.c.ns.uids, pl.user.UID)
+	if !pl.terminal {
+		e.std, err = streams(io, uid, e.fds)
+		return err
+	}
+	if devpts < 0 {
+		return fmt.Errorf("process.terminal: the container has no devpts: %w", errMissing)
+	}
+	master, slave, err := openConsole(devpts, pl.size, uid)
+	if err != nil {
+		return err
+	}
+	taken.Add(func() { master.Close() })
+	e.console = master
+	e.fds.add(slave)
+	e.std = [3]int{slave, slave, slave}
+	return nil
+}
+
+// clone writes the program and starts the child.
+func (e *execution) clone(pl *plan, taken *undo.Stack) error {
+	c := e.c
+	joins, err := c.group.Joins()
+	if err != nil {
+		return err
+	}
+	defer joins.Close()
+	pidfd, err := c.init.dupPidfd()
+	if err != nil {
+		return err
+	}
+	e.fds.add(pidfd)
+	inherited := append(e.std[:], pidfd)
+	for _, f := range joins.Tasks {
+		inherited = append(inherited, int(f.Fd()))
+	}
+	procfs := -1
+	if pl.apparmor != "" || pl.selinux != "" {
+		if procfs, err = newFilesystem("proc", "proc", nil, 0); err != nil {
+			return fmt.Errorf("mount private procfs: %w", err)
+		}
+		inherited = append(inherited, e.fds.add(procfs))
+	}
+	var childEnd int
+	e.launching, childEnd, err = newLaunching(c.mayShareMemory(len(joins.Tasks)), inherited)
+	if err != nil {
+		return err
+	}
+	e.plan = pl
+	taken.Add(e.abort)
+	into := -1
+	if joins.Into != nil {
+		into = int(joins.Into.Fd())
+	}
+	late := e.inheritance(joins, &procfs)
+	e.member(pidfd)
+	e.finish(pl, uintptr(max(procfs, 0)), func(b *builder) {
+		for _, fd := range late {
+			b.join(uintptr(fd), "of the container")
+		}
+	})
+	pidNS := -1
+	if c.ns.all()&unix.CLONE_NEWPID != 0 {
+		pidNS = pidfd
+	}
+	err = e.launching.clone(0, pidNS, into, false)
+	unix.Close(childEnd)
+	if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ESRCH) {
+		err = fmt.Errorf("the container has ended: %w", unix.ESRCH)
+	}
+	return err
+}
+
+// inheritance places descriptors and joins the cgroups but for the last two,
+// whose numbers in the child it gives.
+func (e *execution) inheritance(joins *cgroup.Joins, procfs *int) (late []int) {
+	if e.c.ns.userNS() {
+		e.setRlimits(raised(e.plan.rlimits))
+	}
+	tasks := joins.Tasks
+	for i := max(0, len(tasks)-lateJoins); i < len(tasks); i++ {
+		late = append(late, e.keep(int(tasks[i].Fd())))
+	}
+	if *procfs >= 0 {
+		*procfs = e.keep(*procfs)
+	}
+	e.stdio(e.std)
+	for _, f := range tasks[:len(tasks)-len(late)] {
+		e.join(f.Fd(), f.Name())
+	}
+	return late
+}
+
+// member appends becoming a member of the container: one setns(2) with the
+// pidfd of its first process enters every namespace but the pid namespace, in
+// which the child was born (Linux 5.8).
+func (e *execution) member(pidfd int) {
+	ns := e.c.ns
+	e.do("join namespaces of the container", unix.SYS_SETNS, uintptr(pidfd), ns.all()&^unix.CLONE_NEWPID)
+	e.closeOthers()
+	if ns.userNS() {
+		e.becomeRoot()
+	}
+	e.do("become session leader", unix.SYS_SETSID)
+	if e.plan.terminal {
+		e.do("take controlling terminal", unix.SYS_IOCTL, 0, unix.TIOCSCTTY, 0)
+	}
+}

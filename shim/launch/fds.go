@@ -1,0 +1,82 @@
+package launch
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
+
+// fdList holds descriptors that live as long as one operation.
+type fdList []int
+
+// add takes a descriptor over and hands it back.
+func (l *fdList) add(fd int) int {
+	*l = append(*l, fd)
+	return fd
+}
+
+// closeAll closes every descriptor of the list, once.
+func (l *fdList) closeAll() {
+	for _, fd := range *l {
+		unix.Close(fd)
+	}
+	*l = nil
+}
+
+// forget takes fd out of the list: its owner is somebody else now.
+func (l *fdList) forget(fd int) int {
+	*l = slices.DeleteFunc(*l, func(have int) bool { return have == fd })
+	return fd
+}
+
+// openNull opens the host's /dev/null and checks that it is that: a container
+// whose "null" was something else could read or hide what it must not
+// (CVE-2025-31133).
+func openNull(flags int) (int, error) {
+	fd, err := unix.Open("/dev/null", flags|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return -1, &os.PathError{Op: "open", Path: "/dev/null", Err: err}
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFCHR || st.Rdev != unix.Mkdev(1, 3) {
+		unix.Close(fd)
+		return -1, fmt.Errorf("/dev/null of the host is no null device: %w", errors.Join(err, unix.ENODEV))
+	}
+	return fd, nil
+}
+
+// streams opens what a process without a terminal gets as 0, 1 and 2. What
+// cannot be placed there directly, since it is one of them in this process, is
+// duplicated. Pipes are given to the container's user, who may open them again
+// by the names /dev/stdin, /dev/stdout and /dev/stderr.
+func streams(io Stdio, uid uint32, l *fdList) (fds [3]int, err error) {
+	for i, f := range []*os.File{io.Stdin, io.Stdout, io.Stderr} {
+		if f == nil {
+			if fds[i], err = openNull(unix.O_RDWR); err != nil {
+				return fds, err
+			}
+			l.add(fds[i])
+			continue
+		}
+		raw, err := f.SyscallConn()
+		if err != nil {
+			return fds, fmt.Errorf("standard stream %d: %w", i, err)
+		}
+		var dupErr error
+		err = raw.Control(func(fd uintptr) {
+			fds[i], dupErr = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 3)
+		})
+		if err = errors.Join(err, dupErr); err != nil {
+			return fds, fmt.Errorf("standard stream %d: %w", i, err)
+		}
+		l.add(fds[i])
+		var st unix.Stat_t
+		if unix.Fstat(fds[i], &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFIFO && st.Uid != uid {
+			_ = unix.Fchown(fds[i], int(uid), int(st.Gid)) // a pipe of a read-only filesystem is no harm
+		}
+	}
+	return fds, nil
+}

@@ -1,0 +1,171 @@
+package launch
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// launching is a child between clone and execve, with what it is made of.
+type launching struct {
+	*builder
+	link   link
+	plan   *plan
+	proc   *Process
+	middle *Process // the first of two clones, until it is reaped
+}
+
+// newLaunching prepares a program for a child; the child's end of the link is
+// returned too, and must be closed once the child has it.
+func newLaunching(shareMemory bool, inherited []int) (*launching, int, error) {
+	prog, err := newProgram(shareMemory)
+	if err != nil {
+		return nil, -1, err
+	}
+	parent, childEnd, err := newLink()
+	if err != nil {
+		prog.free()
+		return nil, -1, err
+	}
+	l := &launching{link: parent, builder: newBuilder(prog, childEnd, inherited)}
+	// A process of the container must not trace the child; and with shared
+	// memory the flag protects this process, for good (CVE-2016-9962).
+	l.do("forbid tracing", unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
+	if !shareMemory {
+		l.keepOnly()
+	}
+	return l, childEnd, nil
+}
+
+// clone starts the child: into pidNS if that is not -1, and into the cgroup
+// v2 directory if that is not -1.
+func (l *launching) clone(flags uintptr, pidNS, cgroup int, twice bool) error {
+	if l.private {
+		flags |= unix.CLONE_VM
+	}
+	start := func() (int, int, error) { return l.program.clone(flags, cgroup) }
+	var pid, pidfd int
+	var err error
+	if pidNS >= 0 {
+		pid, pidfd, err = inPIDNamespace(pidNS, start)
+	} else {
+		pid, pidfd, err = start()
+	}
+	if err != nil {
+		return err
+	}
+	l.proc = newProcess(pid, pidfd)
+	if twice {
+		l.middle, l.proc = l.proc, nil
+	}
+	return nil
+}
+
+// adopt finds the process of the second clone, after its first message. It is
+// our child, since it was cloned with CLONE_PARENT, so that its id is its own
+// until we reap it.
+func (l *launching) adopt() error {
+	if l.middle == nil {
+		return nil
+	}
+	pid := l.tid()
+	pidfd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
+	if err != nil {
+		return fmt.Errorf("open process %d: %w", pid, err)
+	}
+	l.proc = newProcess(pid, pidfd)
+	_, err = l.middle.reap(0)
+	l.middle.pidfd.Close()
+	l.middle = nil
+	return err
+}
+
+// await waits for the child's next message. A child that has ended instead
+// gives an error with the name of the operation, or the way it died.
+func (l *launching) await(n int) ([]int, error) {
+	fds, err := l.link.await(n)
+	if errors.Is(err, errLeft) {
+		err = l.left()
+	}
+	return fds, err
+}
+
+// left explains the end of a child that should be at a gate.
+func (l *launching) left() error {
+	if err := l.execError(l.plan); err != nil {
+		return err
+	}
+	proc := l.proc
+	if proc == nil {
+		proc = l.middle
+	}
+	_, _ = proc.reap(0)
+	if proc.status.Signaled() {
+		return fmt.Errorf("process died while it was set up: %s", unix.SignalName(proc.status.Signal()))
+	}
+	return fmt.Errorf("process ended while it was set up: status %d", proc.status.ExitStatus())
+}
+
+// start opens the last gate and waits for execve. The program is then done
+// with, in success and failure.
+func (l *launching) start() error {
+	if err := l.link.open(); err != nil {
+		if errors.Is(err, errLeft) {
+			err = l.left()
+		}
+		l.abort()
+		return err
+	}
+	return l.execed()
+}
+
+// execed waits for the child to leave its program.
+func (l *launching) execed() error {
+	_, err := l.link.await(0)
+	if !errors.Is(err, errLeft) {
+		l.abort()
+		return errors.Join(err, unix.EPROTO)
+	}
+	if err := l.execError(l.plan); err != nil {
+		l.abort()
+		return err
+	}
+	l.link.close()
+	l.free()
+	return nil
+}
+
+// abort ends the child, reaps it, and frees the program.
+func (l *launching) abort() {
+	l.link.close()
+	if l.middle != nil {
+		l.middle.kill()
+		// The second process, if there is one, is ours and not reaped.
+		if pid := l.tid(); pid > 0 && l.proc == nil {
+			_ = unix.Kill(pid, unix.SIGKILL)
+			var status unix.WaitStatus
+			_, _ = wait4(pid, &status, 0)
+		}
+		l.middle = nil
+	}
+	if l.proc != nil {
+		l.proc.kill()
+	}
+	l.free()
+}
+
+// setOOMScore writes a child's oom_score_adj. Lowering it needs
+// CAP_SYS_RESOURCE: where that lacks, the container runs without, as it does
+// if the process is gone already.
+func setOOMScore(pid int, score *int) error {
+	if score == nil {
+		return nil
+	}
+	err := writeProc(pid, "oom_score_adj", strconv.Itoa(*score))
+	if errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	return err
+}

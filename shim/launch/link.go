@@ -1,0 +1,79 @@
+package launch
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// link is the parent's end of the socket to a launching child. End of file
+// means that the child has left the program, by execve or by dying.
+type link struct{ fd int }
+
+// errLeft says that the child has left its program.
+var errLeft = errors.New("process left its launch program")
+
+// newLink makes the pair: our end, and the child's, which the caller closes
+// right after the clone, lest end of file never comes.
+func newLink() (link, int, error) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return link{-1}, -1, fmt.Errorf("make launch socket: %w", err)
+	}
+	return link{pair[0]}, pair[1], nil
+}
+
+// await waits for the child's next message, with n descriptors.
+func (l link) await(n int) ([]int, error) {
+	var data [1]byte
+	control := make([]byte, unix.CmsgSpace(4*n))
+	for {
+		got, oob, _, _, err := unix.Recvmsg(l.fd, data[:], control, unix.MSG_CMSG_CLOEXEC)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("receive from launching process: %w", err)
+		}
+		if got == 0 {
+			return nil, errLeft
+		}
+		if n == 0 {
+			return nil, nil
+		}
+		return parseRights(control[:oob], n)
+	}
+}
+
+func parseRights(control []byte, n int) ([]int, error) {
+	messages, err := unix.ParseSocketControlMessage(control)
+	if err != nil || len(messages) != 1 {
+		return nil, fmt.Errorf("receive mounts of launching process: %w", unix.EBADMSG)
+	}
+	fds, err := unix.ParseUnixRights(&messages[0])
+	if err != nil || len(fds) != n {
+		return fds, fmt.Errorf("receive mounts of launching process: %w", unix.EBADMSG)
+	}
+	return fds, nil
+}
+
+// open lets the child pass its gate and hands it descriptors.
+func (l link) open(fds ...int) error {
+	var control []byte
+	if len(fds) > 0 {
+		control = unix.UnixRights(fds...)
+	}
+	err := unix.Sendmsg(l.fd, []byte{'.'}, control, nil, unix.MSG_NOSIGNAL)
+	if err == unix.EPIPE || err == unix.ECONNRESET {
+		return errLeft
+	}
+	return err
+}
+
+func (l *link) close() {
+	if l.fd >= 0 {
+		unix.Close(l.fd)
+		l.fd = -1
+	}
+}

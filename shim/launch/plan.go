@@ -1,0 +1,238 @@
+package launch
+
+import (
+	"fmt"
+	"path"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/longshore/longshore/shim/seccomp"
+)
+
+// defaultPath is where a command is looked for if the environment has no PATH.
+const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// plan is a process of the spec, checked and turned into numbers.
+type plan struct {
+	args, env  []string
+	cwd        string
+	user       specs.User
+	caps       capSets
+	have       hostCaps // what the process has before caps are applied
+	rlimits    []rlimit
+	noNewPrivs bool
+	filter     *seccomp.Filter
+	apparmor   string
+	selinux    string
+	sched      *unix.SchedAttr
+	ioprio     int // -1: none
+	persona    uintptr
+	setPersona bool
+	affinity   []uint64
+	terminal   bool
+	size       *specs.Box
+}
+
+// planContext is what a process's plan takes from its container.
+type planContext struct {
+	userNS  bool // the process lives in a user namespace of its own
+	filter  *seccomp.Filter
+	persona *specs.LinuxPersonality
+	home    func(uid uint32) string // looks a home directory up
+}
+
+// newPlan checks a process. Every error names the field of the spec.
+func newPlan(p *specs.Process, ctx planContext) (*plan, error) {
+	if p == nil {
+		return nil, fmt.Errorf("process: %w", errMissing)
+	}
+	if len(p.Args) == 0 || p.Args[0] == "" {
+		return nil, fmt.Errorf("process.args: %w", errMissing)
+	}
+	if !path.IsAbs(p.Cwd) {
+		return nil, fmt.Errorf("process.cwd %q is not absolute: %w", p.Cwd, unix.EINVAL)
+	}
+	own, err := ownCaps()
+	if err != nil {
+		return nil, err
+	}
+	pl := &plan{
+		args: p.Args, cwd: p.Cwd, user: p.User, have: own, noNewPrivs: p.NoNewPrivileges, filter: ctx.filter,
+		apparmor: p.ApparmorProfile, selinux: p.SelinuxLabel, terminal: p.Terminal, size: p.ConsoleSize,
+	}
+	mayRaise := own.permitted&(1<<unix.CAP_SYS_RESOURCE) != 0
+	if ctx.userNS { // the first process of a user namespace has every capability in it
+		pl.have.permitted = 1<<(own.last+1) - 1
+		pl.have.bounding = pl.have.permitted
+	}
+	if pl.caps, err = parseCaps(p.Capabilities, pl.have.permitted&pl.have.bounding); err != nil {
+		return nil, err
+	}
+	if pl.rlimits, err = parseRlimits(p.Rlimits, mayRaise); err != nil {
+		return nil, err
+	}
+	if pl.sched, err = parseScheduler(p.Scheduler); err != nil {
+		return nil, err
+	}
+	if pl.ioprio, err = parseIOPriority(p.IOPriority); err != nil {
+		return nil, err
+	}
+	if pl.persona, pl.setPersona, err = parsePersonality(ctx.persona); err != nil {
+		return nil, err
+	}
+	if p.ExecCPUAffinity != nil {
+		if pl.affinity, err = parseAffinity(p.ExecCPUAffinity); err != nil {
+			return nil, err
+		}
+	}
+	pl.env = withHome(p.Env, p.User.UID, ctx.home)
+	return pl, nil
+}
+
+// withHome adds HOME, which every shell expects, if the environment lacks it.
+func withHome(env []string, uid uint32, home func(uint32) string) []string {
+	for _, e := range env {
+		if strings.HasPrefix(e, "HOME=") {
+			return env
+		}
+	}
+	if home == nil {
+		return env
+	}
+	return append(env[:len(env):len(env)], "HOME="+home(uid))
+}
+
+// candidates lists the files to try for the command, as execvp(3) would.
+func (pl *plan) candidates() []string {
+	name := pl.args[0]
+	if strings.Contains(name, "/") {
+		return []string{name}
+	}
+	search := defaultPath
+	for _, e := range pl.env {
+		if value, ok := strings.CutPrefix(e, "PATH="); ok {
+			search = value
+		}
+	}
+	var out []string
+	for dir := range strings.SplitSeq(search, ":") {
+		if dir == "" {
+			dir = "."
+		}
+		out = append(out, dir+"/"+name)
+	}
+	return out
+}
+
+// gate is called between what a process may do at its leisure and what follows
+// the order to start; nil for none.
+type gate func(b *builder)
+
+// finish appends the last part of every program: from root in the container to
+// execve as the container's user. procfs is the child's descriptor of a private
+// procfs, needed for security labels, or 0. The order matters (capabilities(7), seccomp(2)):
+// the bounding set first, while CAP_SETPCAP is there; ids next; capabilities
+// then; the filter last, or, without no_new_privs, while CAP_SYS_ADMIN is still
+// held, with one capset and execve behind it.
+func (b *builder) finish(pl *plan, procfs uintptr, wait gate) {
+	b.labels(pl, procfs)
+	if procfs != 0 {
+		b.do("close procfs", unix.SYS_CLOSE, procfs)
+	}
+	b.tuning(pl)
+	b.setRlimits(pl.rlimits)
+	b.dropBounding(pl.caps.bounding, pl.have.bounding, pl.have.last)
+	b.ids(pl)
+
+	privileged := uint64(0) // kept for loading the filter
+	if pl.filter != nil && !pl.noNewPrivs {
+		privileged = 1 << unix.CAP_SYS_ADMIN & pl.have.permitted
+	}
+	b.capset(pl.caps.effective|privileged, pl.caps.permitted|privileged, pl.caps.inheritable)
+	b.raiseAmbient(pl.caps.ambient)
+	b.add(opName{"check that the working directory is inside the container:", pl.cwd}, opRooted,
+		unix.SYS_GETCWD, b.addr(b.space(unix.PathMax)), unix.PathMax)
+	if pl.noNewPrivs {
+		b.do("set no_new_privs", unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+	}
+	for _, sig := range ignoredSignals() {
+		b.do("reset signal", unix.SYS_RT_SIGACTION, uintptr(sig), b.words(0, 0, 0, 0), 0, 8)
+	}
+	if wait != nil {
+		wait(b)
+	}
+	b.do("unblock signals", unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, b.words(0), 0, 8)
+	if pl.filter != nil {
+		b.do("load seccomp filter", unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, uintptr(pl.filter.Flags), b.filter(pl.filter.Program))
+		if privileged != 0 {
+			b.capset(pl.caps.effective, pl.caps.permitted, pl.caps.inheritable)
+		}
+	}
+	b.exec(pl)
+}
+
+// ids appends the change to the container's user, around the change to the
+// working directory: it is entered as root if root may, else as the user (a
+// network filesystem may refuse root).
+func (b *builder) ids(pl *plan) {
+	if pl.user.Umask != nil {
+		b.do("set umask", unix.SYS_UMASK, uintptr(*pl.user.Umask))
+	}
+	cwd := b.str(pl.cwd)
+	asRoot := b.add(opName{"enter", pl.cwd}, opIgnore, unix.SYS_CHDIR, cwd)
+	if pl.user.UID != 0 {
+		b.do("keep capabilities", unix.SYS_PRCTL, unix.PR_SET_KEEPCAPS, 1, 0, 0, 0)
+	}
+	uid, gid := uintptr(pl.user.UID), uintptr(pl.user.GID)
+	b.do("set additional groups", unix.SYS_SETGROUPS, uintptr(len(pl.user.AdditionalGids)), b.ints(pl.user.AdditionalGids...))
+	b.do("set group", unix.SYS_SETRESGID, gid, gid, gid)
+	b.do("set user", unix.SYS_SETRESUID, uid, uid, uid)
+	b.forgive(b.add(opName{"enter working directory", pl.cwd}, 0, unix.SYS_CHDIR, cwd), asRoot)
+}
+
+// exec appends an execve for each place the command may be in.
+func (b *builder) exec(pl *plan) {
+	argv, envp := b.strv(pl.args), b.strv(pl.env)
+	candidates := pl.candidates()
+	b.execFirst = len(b.program.names)
+	for i, file := range candidates {
+		flags := uintptr(opIgnore)
+		if i == len(candidates)-1 {
+			flags = 0
+		}
+		b.add(opName{"exec", pl.args[0]}, flags, unix.SYS_EXECVE, b.str(file), argv, envp)
+	}
+}
+
+// execError explains a program that ended at execve: the first result that is
+// more than "not here" counts, as for a shell.
+func (b *builder) execError(pl *plan) error {
+	at, errno := b.failure()
+	if at < 0 {
+		return nil
+	}
+	first := b.execFirst
+	if first < 0 || at < first {
+		return b.failureError()
+	}
+	best := errno
+	if best == unix.ENOTDIR {
+		best = unix.ENOENT
+	}
+	for i := first; i < len(b.names); i++ {
+		_, e := b.result(i)
+		if e == unix.EACCES && best == unix.ENOENT {
+			best = e
+		}
+		if e != unix.ENOENT && e != unix.ENOTDIR && e != unix.EACCES && e != 0 {
+			best = e
+			break
+		}
+	}
+	if best == unix.ENOENT && !strings.Contains(pl.args[0], "/") {
+		return fmt.Errorf("exec %q: executable file not found in $PATH: %w", pl.args[0], best)
+	}
+	return fmt.Errorf("exec %q: %w", pl.args[0], best)
+}

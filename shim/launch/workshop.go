@@ -1,0 +1,139 @@
+package launch
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+
+	"golang.org/x/sys/unix"
+)
+
+// workshop is a thread with a private mount namespace. Before Linux 6.15
+// nothing can be mounted onto a detached mount, so that the root is assembled
+// attached there, and taken out as a copy at the end.
+type workshop struct {
+	jobs chan func()
+	done chan struct{}
+}
+
+// openWorkshop starts the thread and attaches root in its namespace.
+func openWorkshop(root int) (*workshop, error) {
+	w := &workshop{jobs: make(chan func()), done: make(chan struct{})}
+	started := make(chan error, 1)
+	go func() {
+		defer close(w.done)
+		onOwnThread(func() {
+			err := privateMounts()
+			if err == nil {
+				err = unix.MoveMount(root, "", unix.AT_FDCWD, "/", unix.MOVE_MOUNT_F_EMPTY_PATH)
+			}
+			started <- err
+			if err != nil {
+				return
+			}
+			for job := range w.jobs {
+				job()
+			}
+		})
+	}()
+	if err := <-started; err != nil {
+		<-w.done
+		return nil, fmt.Errorf("attach the root in a private mount namespace: %w", err)
+	}
+	return w, nil
+}
+
+// run carries out f on the workshop's thread.
+func (w *workshop) run(f func() error) error {
+	result := make(chan error, 1)
+	w.jobs <- func() { result <- f() }
+	return <-result
+}
+
+// close ends the thread, and its namespace with it.
+func (w *workshop) close() {
+	close(w.jobs)
+	<-w.done
+}
+
+// privateMounts gives this thread a copy of the mount namespace, from which
+// nothing propagates.
+func privateMounts() error {
+	if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("unshare mount namespace: %w", err)
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make mounts private: %w", err)
+	}
+	return nil
+}
+
+// onOwnThread runs f on a thread that is ended after it, since f changes it
+// for good, and waits. The first thread cannot end: it stands for the process
+// in procfs, so that f never runs there.
+func onOwnThread(f func()) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread()
+		if unix.Gettid() != os.Getpid() {
+			f()
+			return
+		}
+		onOwnThread(f) // this goroutine holds the first thread meanwhile
+		runtime.UnlockOSThread()
+	}()
+	<-done
+}
+
+// inShop carries out a step that changes mounts inside the root. The first
+// that the kernel refuses for a detached tree moves the work to a workshop.
+func (a *assembly) inShop(step func() error) error {
+	if a.shop != nil {
+		return a.shop.run(step)
+	}
+	err := error(unix.EINVAL)
+	if !kernel.noDetachedTargets {
+		err = step()
+	}
+	if !errors.Is(err, unix.EINVAL) {
+		return err
+	}
+	shop, openErr := openWorkshop(a.root)
+	if openErr != nil {
+		return openErr
+	}
+	a.shop = shop
+	return a.shop.run(step)
+}
+
+// finished gives the assembled root as one detached tree.
+func (a *assembly) finished() (int, error) {
+	if a.shop == nil {
+		return a.root, nil
+	}
+	err := a.shop.run(func() (err error) {
+		old := a.root
+		if a.root, err = cloneMount(old, true); err != nil {
+			a.root = old
+			return err
+		}
+		return unix.Close(old)
+	})
+	if err != nil {
+		return -1, fmt.Errorf("take the root out of its private mount namespace: %w", err)
+	}
+	a.shop.close()
+	a.shop = nil
+	return a.root, nil
+}
+
+// close releases what the assembly holds but the root.
+func (a *assembly) close() {
+	if a.shop != nil {
+		a.shop.close()
+		a.shop = nil
+	}
+	a.fds.closeAll()
+}
