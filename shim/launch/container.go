@@ -60,6 +60,8 @@ type Container struct {
 	mu      sync.Mutex
 	pending *launching // until Start
 	closed  bool
+
+	hookErrs []error // of hooks whose failure stops nothing
 }
 
 // Init is the container's first process.
@@ -77,24 +79,27 @@ var hostCgroups = sync.OnceValues(cgroup.Detect)
 // not found and [unix.EACCES] if it may not be run. The process has then ended.
 func (c *Container) Start() error {
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	l := c.pending
+	c.pending = nil
+	c.mu.Unlock()
 	if l == nil {
 		return fmt.Errorf("start container %s: it was started or closed before: %w", c.id, unix.EALREADY)
 	}
 	if err := c.startHooks(); err != nil {
-		return err
+		l.abort()
+		return fmt.Errorf("start container %s: %w", c.id, err)
 	}
-	c.pending = nil
 	if err := l.start(); err != nil {
 		return fmt.Errorf("start container %s: %w", c.id, err)
 	}
-	return c.poststart()
+	c.lateHooks("poststart", c.hooks().Poststart, specs.StateRunning)
+	return nil
 }
 
 // Close releases what the container holds: the root, whose overlay may sync
 // its disk now, and the cgroup. Call it after the exit was reported; a process
-// that was never started is ended. It may be called again.
+// that was never started is ended. Errors of poststart and poststop hooks,
+// which stop nothing, are among its errors. It may be called again.
 func (c *Container) Close() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -112,7 +117,8 @@ func (c *Container) Close() error {
 			unix.Close(fd)
 		}
 	}
-	errs = append(errs, c.poststop())
+	c.lateHooks("poststop", c.hooks().Poststop, specs.StateStopped)
+	errs = append(errs, c.hookErrs...)
 	if c.group != nil {
 		if err := c.group.Remove(); err != nil {
 			errs = append(errs, fmt.Errorf("remove cgroup of container %s: %w", c.id, err))

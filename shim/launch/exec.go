@@ -23,14 +23,15 @@ const lateJoins = 2
 // [Container.Start]; a container that has ended gives one that wraps
 // [unix.ESRCH].
 func (c *Container) Exec(p *specs.Process, io Stdio) (*Process, error) {
-	proc, err := c.exec(p, io)
+	proc, err := c.exec(p, "", io)
 	if err != nil {
 		return nil, fmt.Errorf("exec in container %s: %w", c.id, err)
 	}
 	return proc, nil
 }
 
-func (c *Container) exec(p *specs.Process, io Stdio) (*Process, error) {
+// exec runs file, or p's command if that is empty.
+func (c *Container) exec(p *specs.Process, file string, io Stdio) (*Process, error) {
 	root, devpts, err := c.roots()
 	if err != nil {
 		return nil, err
@@ -46,6 +47,7 @@ func (c *Container) exec(p *specs.Process, io Stdio) (*Process, error) {
 		fds.add(devpts)
 		return nil, err
 	}
+	pl.file = file
 	e := execution{c: c, fds: &fds}
 	var taken undo.Stack
 	defer taken.Run()

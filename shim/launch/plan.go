@@ -17,6 +17,7 @@ const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bi
 // plan is a process of the spec, checked and turned into numbers.
 type plan struct {
 	args, env  []string
+	file       string // what to execute; "" to look for args[0]
 	cwd        string
 	user       specs.User
 	caps       capSets
@@ -107,6 +108,9 @@ func withHome(env []string, uid uint32, home func(uint32) string) []string {
 // candidates lists the files to try for the command, as execvp(3) would.
 func (pl *plan) candidates() []string {
 	name := pl.args[0]
+	if pl.file != "" {
+		return []string{pl.file}
+	}
 	if strings.Contains(name, "/") {
 		return []string{name}
 	}
@@ -157,13 +161,10 @@ func (b *builder) finish(pl *plan, procfs uintptr, wait gate) {
 	if pl.noNewPrivs {
 		b.do("set no_new_privs", unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 	}
-	for _, sig := range ignoredSignals() {
-		b.do("reset signal", unix.SYS_RT_SIGACTION, uintptr(sig), b.words(0, 0, 0, 0), 0, 8)
-	}
 	if wait != nil {
 		wait(b)
 	}
-	b.do("unblock signals", unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, b.words(0), 0, 8)
+	b.resetSignals()
 	if pl.filter != nil {
 		b.do("load seccomp filter", unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, uintptr(pl.filter.Flags), b.filter(pl.filter.Program))
 		if privileged != 0 {
@@ -171,6 +172,15 @@ func (b *builder) finish(pl *plan, procfs uintptr, wait gate) {
 		}
 	}
 	b.exec(pl)
+}
+
+// resetSignals appends the default action for what this process ignores, and
+// the empty mask.
+func (b *builder) resetSignals() {
+	for _, sig := range ignoredSignals() {
+		b.do("reset signal", unix.SYS_RT_SIGACTION, uintptr(sig), b.words(0, 0, 0, 0), 0, 8)
+	}
+	b.do("unblock signals", unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, b.words(0), 0, 8)
 }
 
 // ids appends the change to the container's user, around the change to the
