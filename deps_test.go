@@ -16,10 +16,10 @@ const module = "github.com/longshore/longshore"
 // policy: change ARCHITECTURE.md in the same commit.
 var mayImport = map[string][]string{
 	".": {"engine", "cri", "images", "cni", "internal", "shim/client", // wires the parts
-		"google.golang.org/grpc", "github.com/pelletier/go-toml"},
+		"google.golang.org/grpc", "google.golang.org/protobuf", "github.com/pelletier/go-toml", "golang.org/x/sys"},
 	"cri": {"engine", "images", "internal", "k8s.io/cri-api", "k8s.io/cri-streaming", "k8s.io/streaming", "google.golang.org/grpc", "golang.org/x/sys"},
 	"engine": {"shim/api", "shim/client", "images", "cni", "internal", "golang.org/x/sys",
-		"github.com/opencontainers/runtime-spec", "github.com/opencontainers/runtime-tools", "github.com/moby/profiles/seccomp"},
+		"github.com/opencontainers/runtime-spec", "github.com/opencontainers/runtime-tools", "github.com/moby/profiles/seccomp", "github.com/moby/sys/user"},
 	"images": {"internal", "golang.org/x/sys", "github.com/opencontainers/image-spec", "github.com/opencontainers/go-digest",
 		"github.com/distribution/reference", "github.com/klauspost/compress"},
 	"cni": {"internal", "golang.org/x/sys", "github.com/containernetworking/cni", "github.com/vishvananda/netlink",
@@ -29,7 +29,7 @@ var mayImport = map[string][]string{
 	"shim/api":    {"internal"},
 	"shim/client": {"shim/api", "internal", "golang.org/x/sys", "github.com/containerd/ttrpc", "google.golang.org/protobuf"},
 	"internal":    {"golang.org/x/sys", "github.com/opencontainers/runtime-spec"},
-	"hack":        {"k8s.io/cri-api", "google.golang.org/grpc"},
+	"hack":        {"images/archive", "k8s.io/cri-api", "google.golang.org/grpc", "golang.org/x/sys", "github.com/opencontainers/image-spec"},
 }
 
 // part gives the longest line of the table that covers dir.

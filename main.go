@@ -11,10 +11,8 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"runtime/debug"
 
-	"github.com/longshore/longshore/images"
 	"golang.org/x/sys/unix"
 )
 
@@ -105,31 +103,4 @@ func newLogger(level string) (*slog.Logger, error) {
 		return nil, fmt.Errorf("configuration: log_level: %w", err)
 	}
 	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: l})), nil
-}
-
-// importImage takes in images of a file or directory. It works on the store
-// itself, beside a running daemon or without one.
-func importImage(ctx context.Context, cfg *Config, path, name string, out io.Writer) error {
-	log, err := newLogger(cfg.LogLevel)
-	if err != nil {
-		return err
-	}
-	unlock, err := lockState(cfg.StateDir)
-	if err != nil {
-		return fmt.Errorf("%w; stop it, or pull from a registry", err)
-	}
-	defer unlock()
-	store, err := images.Open(filepath.Join(cfg.StateDir, "images"), cfg.images(), log)
-	if err != nil {
-		return err
-	}
-	defer store.Close()
-	imported, err := store.ImportPath(ctx, path, name)
-	if err != nil {
-		return err
-	}
-	for _, img := range imported {
-		fmt.Fprintln(out, img.ID, img.Tags)
-	}
-	return nil
 }

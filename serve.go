@@ -71,6 +71,7 @@ func serve(ctx context.Context, cfg *Config) error {
 		return err
 	}
 	server := cri.New(e, store, streams, version(), cfg.String, log).GRPC()
+	registerAdmin(server, store)
 	log.Info("serving", "socket", cfg.Socket, "version", version())
 	return serveUntil(ctx, server, l, streams, log)
 }

@@ -88,8 +88,7 @@ func (s *Server) ImageStatus(_ context.Context, req *runtimeapi.ImageStatusReque
 
 // criImage translates an image; who it runs as is a number or a name.
 func criImage(img *images.Image) *runtimeapi.Image {
-	out := &runtimeapi.Image{Id: img.ID, RepoTags: img.Tags, RepoDigests: img.Digests, Size: uint64(img.Size), Pinned: img.Pinned,
-		Spec: &runtimeapi.ImageSpec{Annotations: img.Annotations}}
+	out := &runtimeapi.Image{Id: img.ID, RepoTags: img.Tags, RepoDigests: img.Digests, Size: uint64(img.Size), Pinned: img.Pinned, Spec: &runtimeapi.ImageSpec{}}
 	user, _, _ := strings.Cut(img.Config.Config.User, ":")
 	if uid, err := strconv.ParseInt(user, 10, 64); err == nil {
 		out.Uid = &runtimeapi.Int64Value{Value: uid}

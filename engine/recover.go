@@ -44,7 +44,10 @@ func (e *Engine) Recover(ctx context.Context) error {
 			}
 		})
 	}
-	return e.sweep()
+	if err := e.sweep(); err != nil {
+		return err
+	}
+	return e.images.GC()
 }
 
 // eachRecord loads all records of a kind; a directory without a readable one
@@ -180,19 +183,15 @@ func (e *Engine) loadContainer(ctx context.Context, dir string) error {
 	e.mu.Lock()
 	e.containers[rec.ID] = c
 	e.mu.Unlock()
-	return e.holdImage(rec)
+	e.holdImage(rec)
+	return nil
 }
 
-// holdImage keeps the image's layers from being removed.
-func (e *Engine) holdImage(rec Container) error {
-	img, err := e.images.Get(rec.ImageID)
-	if err == nil {
-		_, err = e.images.Rootfs(img, rec.ID)
-	}
-	if err != nil {
+// holdImage keeps a container's layers from being removed.
+func (e *Engine) holdImage(rec Container) {
+	if err := e.images.Hold(rec.ID, rec.Layers...); err != nil {
 		e.log.Warn("image of a container is not there", "container", rec.ID, "image", rec.ImageID, "err", err)
 	}
-	return nil
 }
 
 // adopt connects to the shim of a container, if it lives and knows it.

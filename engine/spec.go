@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/longshore/longshore/images"
+	"github.com/longshore/longshore/internal/atomicfile"
 	"github.com/longshore/longshore/shim/api"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/opencontainers/runtime-tools/generate"
@@ -196,7 +197,10 @@ func (e *Engine) prepare(p Pod, c *container) (*specs.Spec, *api.Mount, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	lower, err := e.images.Rootfs(img, c.id)
+	if err := e.images.Hold(c.id, img.Layers...); err != nil {
+		return nil, nil, err
+	}
+	lower, err := e.images.Rootfs(img)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -227,6 +231,7 @@ func (e *Engine) prepare(p Pod, c *container) (*specs.Spec, *api.Mount, error) {
 		return nil, nil, err
 	}
 	err = e.updateContainer(c, func(r *Container) {
+		r.Layers = img.Layers
 		r.ImageID, r.ImageRef, r.User, r.StopSignal, r.LogPath, r.CgroupPath = img.ID, img.ID, who, stopSignal, logPath, in.CgroupPath
 	})
 	return spec, e.overlay(c.id, lower), err
@@ -326,4 +331,14 @@ func (e *Engine) localhostSeccomp(name string) (*specs.LinuxSeccomp, error) {
 		return nil, fmt.Errorf("%w: seccomp profile %s: %w", ErrInvalid, path, err)
 	}
 	return &profile, nil
+}
+
+// Spec gives a container's OCI specification.
+func (e *Engine) Spec(id string) (*specs.Spec, error) {
+	c, err := e.findContainer(id)
+	if err != nil {
+		return nil, err
+	}
+	var spec specs.Spec
+	return &spec, atomicfile.ReadJSON(filepath.Join(e.cfg.containerDir(c.id), configFile), &spec)
 }

@@ -90,6 +90,9 @@ func makeSandbox(ctx context.Context, sandbox *api.Sandbox) (*api.SandboxResult,
 	if err != nil {
 		return nil, classify(err)
 	}
+	if pid > 0 {
+		go reap(pid) // ends with the pod, or with the shim, whose heir then reaps
+	}
 	result := &api.SandboxResult{InitPid: pid}
 	if sandbox.Network != nil {
 		added, err := plugin.Add(ctx, attachment(sandbox))
@@ -106,6 +109,25 @@ func makeSandbox(ctx context.Context, sandbox *api.Sandbox) (*api.SandboxResult,
 	}
 	taken.Keep()
 	return result, nil
+}
+
+// reap waits for a pod's first process, so that its end leaves no zombie. It
+// parks on a pidfd and takes no thread.
+func reap(pid int) {
+	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
+	if err != nil {
+		return
+	}
+	f := os.NewFile(uintptr(fd), "pidfd")
+	defer f.Close()
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = raw.Read(func(uintptr) bool {
+		got, err := unix.Wait4(pid, nil, unix.WNOHANG|unix.WALL, nil)
+		return got == pid || err != nil && err != unix.EINTR
+	})
 }
 
 func idMappings(maps []api.IDMap) []specs.LinuxIDMapping {

@@ -127,7 +127,7 @@ func pause([]string) error {
 func stubborn([]string) error {
 	signal.Ignore(syscall.SIGTERM)
 	fmt.Println("ready")
-	select {}
+	return sleep(nil)
 }
 
 func echo(args []string) error { fmt.Println(strings.Join(args, " ")); return nil }

@@ -1,0 +1,109 @@
+// Package e2e tests what a user sees: a real daemon, real shims, a real
+// kernel, driven over the daemon's socket by the scripts in testdata.
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/longshore/longshore/test/node"
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+// Paths of what is built once for all scripts.
+var bin, image string
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "longshore-e2e-")
+	if err == nil {
+		err = build(dir)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	code := m.Run()
+	os.RemoveAll(dir)
+	os.Exit(code)
+}
+
+// build makes the binaries and the image, or takes those that LONGSHORE_BIN
+// holds.
+func build(dir string) error {
+	if bin = os.Getenv("LONGSHORE_BIN"); bin == "" {
+		bin = dir
+		args := []string{"build", "-trimpath", "-o"}
+		for name, pkg := range map[string]string{"longshore": ".", "longshore-shim": "./shim", "guest": "./hack/demo/guest"} {
+			if err := goRun(append(args, filepath.Join(bin, name), pkg)...); err != nil {
+				return err
+			}
+		}
+	}
+	image = filepath.Join(dir, "image.tar")
+	return goRun("run", "./hack/demo/pack", filepath.Join(bin, "guest"), image)
+}
+
+func goRun(args ...string) error {
+	cmd := exec.Command("go", args...)
+	cmd.Dir = filepath.Join("..", "..")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("go %s: %w\n%s", strings.Join(args, " "), err, out)
+	}
+	return nil
+}
+
+// needRoot skips a test that makes real containers, unless it was promised
+// that it can.
+func needRoot(t *testing.T) {
+	t.Helper()
+	if os.Getuid() == 0 {
+		return
+	}
+	if strings.Contains(os.Getenv("REQUIRE"), "root") {
+		t.Fatal("this test needs root, and REQUIRE says that it has it")
+	}
+	t.Skip("makes real containers: needs root")
+}
+
+func TestScripts(t *testing.T) {
+	needRoot(t)
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata",
+		Setup:               setup,
+		Cmds:                commands,
+		RequireExplicitExec: true,
+	})
+}
+
+// setup gives each script a node of its own. Temporary directories of tests
+// have long names, and a unix socket's path is short: the node has its own.
+func setup(env *testscript.Env) error {
+	dir, err := os.MkdirTemp("", "ls")
+	if err != nil {
+		return err
+	}
+	n, err := node.New(dir, bin)
+	if err != nil {
+		return err
+	}
+	s := &session{node: n, ids: map[string]string{}, logs: map[string]string{}}
+	env.Values[sessionKey{}] = s
+	env.Setenv("NODE", dir)
+	env.Setenv("IMAGE", image)
+	env.Setenv("BIN", bin)
+	env.Defer(func() {
+		if err := s.end(context.Background()); err != nil {
+			env.T().Log(err)
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			env.T().Log(err)
+		}
+	})
+	return nil
+}
