@@ -13,6 +13,10 @@ import (
 	"github.com/longshore/longshore/images/unpack"
 )
 
+// emptyFrame stands for the layers of an image without any: overlayfs wants at
+// least one directory.
+var emptyFrame = framePrefix + digest.FromString("").Encoded()
+
 // stack gives the directories of an image, bottom first, from its layers that
 // are all there. It makes the frames it needs; the caller holds their names.
 func (s *Store) stack(ctx context.Context, diffIDs, chainIDs []digest.Digest) ([]string, error) {
@@ -38,6 +42,9 @@ func (s *Store) stack(ctx context.Context, diffIDs, chainIDs []digest.Digest) ([
 			names = append(names, frame)
 		}
 	}
+	if len(names) == 0 {
+		return []string{emptyFrame}, s.ensureFrame(ctx, emptyFrame, nil)
+	}
 	return names, nil
 }
 
@@ -59,10 +66,17 @@ func (s *Store) frame(ctx context.Context, name, frame string, below []string) (
 	if err != nil || dirs == nil {
 		return "", err
 	}
-	_, _, err = s.unpacks.do(ctx, frame, func(context.Context) (struct{}, error) {
+	return frame, s.ensureFrame(ctx, frame, dirs)
+}
+
+func (s *Store) ensureFrame(ctx context.Context, frame string, dirs []*unpack.Entry) error {
+	if _, ok := s.hasLayer(frame); ok {
+		return nil
+	}
+	_, _, err := s.unpacks.do(ctx, frame, func(context.Context) (struct{}, error) {
 		return struct{}{}, s.makeFrame(frame, dirs)
 	})
-	return frame, err
+	return err
 }
 
 // frameDirs gives the directories of a frame, parents first, or nil if every
@@ -111,12 +125,11 @@ func frameDirs(ctx context.Context, layer string, lower, implicit []string) ([]*
 	for _, e := range dirs {
 		sorted = append(sorted, e)
 	}
-	// "." sorts before every name that does not begin with one of a few
-	// characters; a parent sorts before its children.
 	slices.SortFunc(sorted, func(a, b *unpack.Entry) int { return comparePaths(a.Path, b.Path) })
 	return sorted, nil
 }
 
+// comparePaths orders parents before their children.
 func comparePaths(a, b string) int {
 	switch {
 	case a == b:

@@ -210,7 +210,7 @@ func (s *Store) assemble(ctx context.Context, docs documents, sources []layerSou
 		return nil, err
 	}
 	chainIDs := identity.ChainIDs(slices.Clone(diffIDs))
-	var names []string
+	names := []string{emptyFrame}
 	for i := range sources {
 		sources[i].diffID = diffIDs[i]
 		names = append(names, layerName(diffIDs[i]), framePrefix+chainIDs[i].Encoded())

@@ -241,7 +241,8 @@ func (s *Store) insert(docs documents, layers, tags, digests []string) (*Image, 
 	if err := syncDir(filepath.Join(s.root, imagesDir)); err != nil {
 		return nil, err
 	}
-	return img, s.takeNames(img)
+	s.takeNames(img)
+	return img, nil
 }
 
 // adoptNames gives an image that is there more names.
@@ -267,43 +268,41 @@ func (s *Store) addNames(img *Image, tags, digests []string) (*Image, error) {
 		return img, nil
 	}
 	changed := s.renamed(img, allTags, allDigests, time.Now().UTC())
-	if err := s.rewrite(changed); err != nil {
+	if err := s.writeRecord(changed); err != nil {
 		return nil, err
 	}
-	return changed, s.takeNames(changed)
+	s.mu.Lock()
+	s.images[changed.ID] = changed
+	s.mu.Unlock()
+	s.takeNames(changed)
+	return changed, nil
 }
 
-// takeNames takes img's names away from whoever had them before.
-func (s *Store) takeNames(img *Image) error {
+// takeNames takes img's names away from whoever had them before. If that
+// cannot be written down, the next start settles it the same way.
+func (s *Store) takeNames(img *Image) {
 	taken := func(name string) bool { return slices.Contains(img.Tags, name) || slices.Contains(img.Digests, name) }
 	s.mu.Lock()
 	var losers []*Image
-	for _, other := range s.images {
-		if other.ID != img.ID && slices.ContainsFunc(slices.Concat(other.Tags, other.Digests), taken) {
-			losers = append(losers, other)
+	for id, other := range s.images {
+		if id != img.ID && slices.ContainsFunc(slices.Concat(other.Tags, other.Digests), taken) {
+			tags := slices.DeleteFunc(slices.Clone(other.Tags), taken)
+			digests := slices.DeleteFunc(slices.Clone(other.Digests), taken)
+			s.images[id] = s.renamed(other, tags, digests, other.Pulled)
+			losers = append(losers, s.images[id])
 		}
 	}
 	s.mu.Unlock()
 	for _, other := range losers {
-		tags := slices.DeleteFunc(slices.Clone(other.Tags), taken)
-		digests := slices.DeleteFunc(slices.Clone(other.Digests), taken)
-		if err := s.rewrite(s.renamed(other, tags, digests, other.Pulled)); err != nil {
-			return err
+		if err := s.writeRecord(other); err != nil {
+			s.log.WarnContext(context.Background(), "image's old name is still in its record", "image", other.ID, "err", err)
 		}
 	}
-	return nil
 }
 
-// rewrite replaces an image's record, on the disk and then in memory. The
-// caller holds change.
-func (s *Store) rewrite(img *Image) error {
-	if err := atomicfile.WriteJSON(filepath.Join(s.imageDir(img.ID), recordFile), s.recordOf(img), atomicfile.Durable); err != nil {
-		return err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.images[img.ID] = img
-	return nil
+// writeRecord replaces an image's record. The caller holds change.
+func (s *Store) writeRecord(img *Image) error {
+	return atomicfile.WriteJSON(filepath.Join(s.imageDir(img.ID), recordFile), s.recordOf(img), atomicfile.Durable)
 }
 
 // union gives the sorted names of both.

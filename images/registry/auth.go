@@ -128,7 +128,7 @@ func (s *source) fetchToken(ctx context.Context, params map[string]string) (toke
 	if err != nil {
 		return token{}, err
 	}
-	defer resp.Body.Close()
+	defer finish(resp)
 	if resp.StatusCode != http.StatusOK {
 		err := s.statusError(resp, "token for "+s.path)
 		if resp.StatusCode == http.StatusBadRequest {

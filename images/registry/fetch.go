@@ -215,16 +215,23 @@ func (s *source) get(ctx context.Context, method, resource, accept string) (*htt
 			return resp, nil
 		}
 		if resp.StatusCode == http.StatusUnauthorized && !challenged {
-			resp.Body.Close()
+			finish(resp)
 			if err := s.authorize(ctx, resp.Header.Values("WWW-Authenticate")); err != nil {
 				return nil, err
 			}
 			continue
 		}
 		err = s.statusError(resp, resource+" of "+s.path)
-		resp.Body.Close()
+		finish(resp)
 		return nil, err
 	}
+}
+
+// finish closes a body that is of no more interest. A little is read before:
+// only a connection whose answer was read to its end is used again.
+func finish(resp *http.Response) {
+	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, 4<<10))
+	resp.Body.Close()
 }
 
 // statusError reads an answer other than 200.
