@@ -42,9 +42,6 @@ func namespaces(o *runtimeapi.NamespaceOption) (engine.Namespaces, error) {
 	if ns.IPC == engine.ModeContainer {
 		ns.IPC = engine.ModePod
 	}
-	if o == nil {
-		ns.PID = engine.ModeContainer
-	}
 	user := o.GetUsernsOptions()
 	switch {
 	case user == nil || user.Mode == runtimeapi.NamespaceMode_NODE:

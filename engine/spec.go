@@ -164,7 +164,11 @@ func addNamespaces(in *SpecInput, spec *specs.Spec) error {
 	}
 	add(specs.MountNamespace, "")
 	add(specs.CgroupNamespace, "")
-	switch ns.PID {
+	pid := ns.PID
+	if pid == ModePod {
+		pid = pod.PID // what the pod was made with counts
+	}
+	switch pid {
 	case ModePod:
 		add(specs.PIDNamespace, pin("pid"))
 	case ModeTarget:

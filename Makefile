@@ -1,0 +1,19 @@
+# Every target is a script in hack/, which can be run without make.
+.PHONY: all demo test race test-root units conformance bench fuzz
+
+all:
+	hack/build.sh
+demo:
+	hack/demo.sh
+units test:
+	hack/units.sh
+race:
+	CGO_ENABLED=1 go test -race ./...
+test-root:
+	hack/test.sh
+conformance:
+	hack/conformance.sh
+bench:
+	hack/bench.sh
+fuzz:
+	hack/fuzz.sh

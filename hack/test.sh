@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# All tests, with all that they need: units without root, the same with the
+# race detector and as root, the scripts against a real daemon, conformance.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+if [ "$(id -u)" -ne 0 ]; then
+	exec sudo --preserve-env=PATH,CI "$0" "$@"
+fi
+# What a test that makes real containers needs is there, so none may skip.
+export REQUIRE=root
+
+say() { printf '\n== %s ==\n' "$*"; }
+
+say install
+packages=()
+for need in gcc:gcc busybox:busybox-static docker-registry:docker-registry; do
+	command -v "${need%%:*}" >/dev/null || packages+=("${need##*:}")
+done
+[ -e /usr/include/stdlib.h ] || packages+=(libc6-dev)
+if [ "${#packages[@]}" -gt 0 ]; then
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}"
+fi
+
+say units
+hack/units.sh
+
+say 'as root, with the race detector'
+CGO_ENABLED=1 go test -race ./...
+
+say arm64
+GOARCH=arm64 CGO_ENABLED=0 go vet ./...
+
+say demonstration
+hack/demo.sh -once
+
+say scripts
+(cd test && go vet ./... && go test ./...)
+
+say conformance
+hack/conformance.sh
