@@ -159,10 +159,8 @@ func (e *Engine) create(ctx context.Context, p *pod, c *container) error {
 	var taken undo.Stack
 	defer taken.Run()
 	taken.Add(func() { e.discardContainer(c) })
-	for _, dir := range []string{e.cfg.containerDir(c.id), filepath.Join(e.cfg.layerDir(c.id), "upper"), filepath.Join(e.cfg.layerDir(c.id), "work")} {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return err
-		}
+	if err := os.MkdirAll(e.cfg.containerDir(c.id), 0o700); err != nil {
+		return err
 	}
 	spec, rootfs, err := e.prepare(p.snapshot(), c)
 	if err != nil {

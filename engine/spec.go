@@ -13,6 +13,7 @@ import (
 	"github.com/longshore/longshore/shim/api"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/opencontainers/runtime-tools/generate"
+	"golang.org/x/sys/unix"
 )
 
 // SpecInput is everything that a container's OCI specification depends on, so
@@ -238,7 +239,11 @@ func (e *Engine) prepare(p Pod, c *container) (*specs.Spec, *api.Mount, error) {
 		r.Layers = img.Layers
 		r.ImageID, r.ImageRef, r.User, r.StopSignal, r.LogPath, r.CgroupPath = img.ID, img.ID, who, stopSignal, logPath, in.CgroupPath
 	})
-	return spec, e.overlay(c.id, lower), err
+	if err != nil {
+		return nil, nil, err
+	}
+	rootfs, err := e.overlay(c.id, lower)
+	return spec, rootfs, err
 }
 
 // configOf takes from an image's configuration what shapes a container.
@@ -252,17 +257,29 @@ func configOf(img *images.Image) ImageConfig {
 	return out
 }
 
-// overlay is a container's root file system. It is volatile: after a crash of
-// the node the layer is thrown away with its container, so nothing is gained
-// by the syncs that it saves.
-func (e *Engine) overlay(id string, lower []string) *api.Mount {
-	dir := e.cfg.layerDir(id)
+// overlay makes a container's writable layer and gives its root file system.
+// It is volatile: after a crash of the node the layer is thrown away with its
+// container, so nothing is gained by the syncs that it saves.
+func (e *Engine) overlay(id string, lower []string) (*api.Mount, error) {
+	upper, work := filepath.Join(e.cfg.layerDir(id), "upper"), filepath.Join(e.cfg.layerDir(id), "work")
+	for _, dir := range []string{upper, work} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return nil, err
+		}
+	}
+	// Overlayfs shows the upper layer's root; it shall look like the image's.
+	var st unix.Stat_t
+	if err := unix.Stat(lower[0], &st); err != nil {
+		return nil, &os.PathError{Op: "stat", Path: lower[0], Err: err}
+	}
+	if err := os.Chmod(upper, os.FileMode(st.Mode&0o777)); err != nil {
+		return nil, err
+	}
+	if err := os.Chown(upper, int(st.Uid), int(st.Gid)); err != nil {
+		return nil, err
+	}
 	return &api.Mount{Type: "overlay", Source: "overlay", Options: []string{
-		"lowerdir=" + strings.Join(lower, ":"),
-		"upperdir=" + filepath.Join(dir, "upper"),
-		"workdir=" + filepath.Join(dir, "work"),
-		"volatile",
-	}}
+		"lowerdir=" + strings.Join(lower, ":"), "upperdir=" + upper, "workdir=" + work, "volatile"}}, nil
 }
 
 // logPath gives the absolute path of a container's log, "" for none.

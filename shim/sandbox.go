@@ -99,9 +99,9 @@ func makeSandbox(ctx context.Context, sandbox *api.Sandbox) (*api.SandboxResult,
 		if err != nil {
 			return nil, fmt.Errorf("attach pod %s to its network: %w", sandbox.ID, err)
 		}
-		result.CNIResult, result.DNS = added.Raw, added.DNS.Nameservers
+		result.CNIResult, result.DNS = added.Raw, added.DNS.Servers
 		for _, ip := range added.IPs {
-			result.IPs = append(result.IPs, ip.Address.IP.String())
+			result.IPs = append(result.IPs, ip.Addr().String())
 		}
 	}
 	if err := atomicfile.WriteJSON(filepath.Join(sandbox.Dir, api.ResultFile), result, atomicfile.Volatile); err != nil {
@@ -142,11 +142,14 @@ func attachment(sandbox *api.Sandbox) plugin.Attachment {
 	n := sandbox.Network
 	a := plugin.Attachment{
 		ContainerID: sandbox.ID, NetNS: filepath.Join(sandbox.Dir, "net"), IfName: interfaceName,
-		Conflist: n.Conflist, Args: n.Args, BinDirs: n.BinDirs, CacheDir: n.CacheDir, DataDir: n.DataDir,
+		Conflist: n.Conflist, Args: n.Args, BinDirs: n.BinDirs, CacheDir: n.CacheDir, DataDir: n.DataDir, CgroupPath: n.CgroupPath,
+	}
+	if b := n.Bandwidth; b != nil {
+		a.Bandwidth = &plugin.Bandwidth{IngressRate: b.Ingress, EgressRate: b.Egress}
 	}
 	for _, m := range n.PortMappings {
 		a.PortMappings = append(a.PortMappings, plugin.PortMapping{
-			HostPort: m.HostPort, ContainerPort: m.ContainerPort, Protocol: m.Protocol, HostIP: m.HostIP,
+			HostPort: int(m.HostPort), ContainerPort: int(m.ContainerPort), Protocol: m.Protocol, HostIP: m.HostIP,
 		})
 	}
 	return a
