@@ -1,0 +1,149 @@
+package hostlocal
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Names and text of the files are the reference plugin's, with its line break.
+const (
+	lockFile   = "lock"
+	lastPrefix = "last_reserved_ip."
+	lineBreak  = "\r\n"
+)
+
+// maxOwner bounds what is read of one file.
+const maxOwner = 4096
+
+// store is a network's directory, locked.
+type store struct {
+	dir  string
+	lock *os.File
+}
+
+// openStore locks the directory; it is made if create says so, else a missing
+// one gives nil.
+func openStore(dir string, create bool) (*store, error) {
+	if create {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return nil, err
+		}
+	}
+	f, err := os.OpenFile(filepath.Join(dir, lockFile), os.O_RDWR|os.O_CREATE, 0o600)
+	if errors.Is(err, fs.ErrNotExist) && !create {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	for err = unix.EINTR; err == unix.EINTR; {
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
+	}
+	if err != nil {
+		f.Close()
+		return nil, &fs.PathError{Op: "flock", Path: f.Name(), Err: err}
+	}
+	return &store{dir, f}, nil
+}
+
+// close unlocks.
+func (s *store) close() { s.lock.Close() }
+
+func (s *store) file(a netip.Addr) string { return filepath.Join(s.dir, a.String()) }
+
+// reserve gives false if the address is taken.
+func (s *store) reserve(a netip.Addr, o Owner) (bool, error) {
+	f, err := os.OpenFile(s.file(a), os.O_RDWR|os.O_EXCL|os.O_CREATE, 0o644)
+	if errors.Is(err, fs.ErrExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	_, err = f.WriteString(strings.TrimSpace(o.ContainerID) + lineBreak + o.IfName)
+	if closeErr := f.Close(); err == nil {
+		err = closeErr
+	}
+	if err != nil {
+		os.Remove(f.Name())
+		return false, fmt.Errorf("write %s: %w", f.Name(), err)
+	}
+	return true, nil
+}
+
+// owner reads who has an address; files of very old plugins name no interface.
+func (s *store) owner(a netip.Addr) (Owner, error) {
+	text, err := readSmall(s.file(a))
+	if err != nil {
+		return Owner{}, err
+	}
+	id, ifName, _ := strings.Cut(text, "\n")
+	return Owner{strings.TrimSpace(id), strings.TrimSpace(ifName)}, nil
+}
+
+func (s *store) remove(a netip.Addr) error {
+	if err := os.Remove(s.file(a)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// addresses lists those that are reserved.
+func (s *store) addresses() ([]netip.Addr, error) {
+	d, err := os.Open(s.dir)
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	names, err := d.Readdirnames(-1)
+	if err != nil {
+		return nil, err
+	}
+	var all []netip.Addr
+	for _, name := range names {
+		if a, err := netip.ParseAddr(name); err == nil {
+			all = append(all, a)
+		}
+	}
+	return all, nil
+}
+
+// lastReserved is a hint: a damaged file counts as none.
+func (s *store) lastReserved(index int) (netip.Addr, bool) {
+	text, err := readSmall(filepath.Join(s.dir, lastPrefix+strconv.Itoa(index)))
+	if err != nil {
+		return netip.Addr{}, false
+	}
+	a, err := netip.ParseAddr(strings.TrimSpace(text))
+	return a.Unmap(), err == nil
+}
+
+func (s *store) setLastReserved(index int, a netip.Addr) error {
+	return os.WriteFile(filepath.Join(s.dir, lastPrefix+strconv.Itoa(index)), []byte(a.String()), 0o600)
+}
+
+func readSmall(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	buf := make([]byte, maxOwner)
+	n, err := f.Read(buf)
+	if err == io.EOF {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	return string(buf[:n]), nil
+}
