@@ -57,7 +57,7 @@ func verb(f func(s *session, ctx context.Context, args []string, out io.Writer) 
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
 		for i := range args {
-			if strings.HasSuffix(args[i], ".json") && !filepath.IsAbs(args[i]) {
+			if ext := filepath.Ext(args[i]); (ext == ".json" || ext == ".conflist") && fileIn(ts, args[i]) {
 				args[i] = ts.MkAbs(args[i])
 			}
 		}
@@ -76,6 +76,12 @@ func verb(f func(s *session, ctx context.Context, args []string, out io.Writer) 
 			ts.Fatalf("%v\ndaemon.log:\n%s", err, lastLines(tail, 15))
 		}
 	}
+}
+
+// fileIn says whether a script brings a file of that name.
+func fileIn(ts *testscript.TestScript, name string) bool {
+	_, err := os.Stat(ts.MkAbs(name))
+	return err == nil && !filepath.IsAbs(name)
 }
 
 func lastLines(data []byte, n int) []byte {
@@ -433,7 +439,11 @@ func (s *session) fetch(url string) ([]byte, error) {
 
 // write FILE TEXT... writes a file of the node.
 func write(s *session, _ context.Context, args []string, _ io.Writer) error {
-	return os.WriteFile(s.node.Path(args[0]), []byte(strings.Join(args[1:], " ")), 0o644)
+	path := s.node.Path(args[0])
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(path, []byte(strings.Join(args[1:], " ")), 0o644)
 }
 
 // conf FILE NAME puts a network configuration in place.
