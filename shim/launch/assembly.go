@@ -26,7 +26,7 @@ type source struct {
 	child int // index among the mounts that the child makes, or -1
 	fd    int // detached mount; -1 if there is none
 	file  bool
-	late  uint64 // attributes to apply when the root is complete
+	late  bool // made read-only by the child: files are made in it first
 }
 
 // assembly puts a container's root together: one detached tree that no process
@@ -79,7 +79,11 @@ func (a *assembly) classify() ([]*source, error) {
 			m = &specs.Mount{Destination: m.Destination, Type: "cgroup2", Source: m.Source, Options: m.Options}
 			s.spec = m
 		}
-		if s.opts.bind || s.opts.remount || !a.childMade(m.Type) {
+		if s.opts.bind || s.opts.remount {
+			continue
+		}
+		if !a.childMade(m.Type) {
+			s.late = m.Type != "cgroup" && (s.opts.set|s.opts.recSet)&unix.MOUNT_ATTR_RDONLY != 0
 			continue
 		}
 		s.child = len(made)
@@ -126,7 +130,6 @@ func (a *assembly) open(s *source) (err error) {
 			s.opts.data = append(s.opts.data, "ro")
 		}
 		s.fd, err = newFilesystem(m.Type, src, s.opts.data, 0)
-		s.late = unix.MOUNT_ATTR_RDONLY // files are made in it first
 	}
 	if err != nil {
 		return err
@@ -146,6 +149,18 @@ func (a *assembly) open(s *source) (err error) {
 		}
 	}
 	return s.opts.applyTo(s.fd, s.late)
+}
+
+// lateSources are the mounts that the child makes read-only once they are
+// attached: only a member of a mount namespace may change mounts inside a tree.
+func (a *assembly) lateSources() []*source {
+	var late []*source
+	for i := range a.sources {
+		if a.sources[i].late {
+			late = append(late, &a.sources[i])
+		}
+	}
+	return late
 }
 
 // idmap shows the files of a mount with other owners (Linux 5.12). Without
@@ -223,8 +238,8 @@ func (a *assembly) assemble(made []int) error {
 	for i := range a.sources {
 		s := &a.sources[i]
 		if s.child >= 0 {
-			s.fd, s.late = made[s.child], unix.MOUNT_ATTR_RDONLY
-			if err := s.opts.applyTo(s.fd, s.late); err != nil {
+			s.fd = made[s.child]
+			if err := s.opts.applyTo(s.fd, false); err != nil {
 				return fmt.Errorf("mount %s at %s: %w", s.spec.Type, s.spec.Destination, err)
 			}
 		}
@@ -239,32 +254,6 @@ func (a *assembly) assemble(made []int) error {
 		return err
 	}
 	return a.makeCwd()
-}
-
-// seal applies what had to wait until the last file was made.
-func (a *assembly) seal() error {
-	for i := range a.sources {
-		s := &a.sources[i]
-		if s.fd < 0 {
-			continue
-		}
-		err := a.inShop(func() error {
-			if err := setAttr(s.fd, s.opts.set&s.late, 0, 0, false); err != nil {
-				return err
-			}
-			return setAttr(s.fd, s.opts.recSet&s.late, 0, 0, true)
-		})
-		if err != nil {
-			return fmt.Errorf("make mount at %s read-only: %w", s.spec.Destination, err)
-		}
-	}
-	if a.spec.Root != nil && a.spec.Root.Readonly {
-		err := a.inShop(func() error { return setAttr(a.root, unix.MOUNT_ATTR_RDONLY, 0, 0, false) })
-		if err != nil {
-			return fmt.Errorf("make the root read-only: %w", err)
-		}
-	}
-	return nil
 }
 
 func (a *assembly) place(s *source) error {
@@ -340,7 +329,7 @@ func (a *assembly) remount(s *source) error {
 		return err
 	}
 	defer unix.Close(fd)
-	return a.inShop(func() error { return s.opts.applyTo(fd, 0) })
+	return a.inShop(func() error { return s.opts.applyTo(fd, false) })
 }
 
 // makeCwd makes the working directory if the image lacks it. On a read-only

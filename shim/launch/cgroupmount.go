@@ -24,16 +24,16 @@ func (a *assembly) cgroups(s *source) error {
 		return err
 	}
 	a.fds.add(s.fd)
-	s.late = unix.MOUNT_ATTR_RDONLY
-	if err := s.opts.applyTo(s.fd, s.late); err != nil {
+	if err := a.fillCgroups(s); err != nil {
 		return err
 	}
-	if err := a.attach(s.fd, target); err != nil {
+	if err := s.opts.applyTo(s.fd, false); err != nil {
 		return err
 	}
-	if a.host == nil || a.group == nil {
-		return nil
-	}
+	return a.attach(s.fd, target)
+}
+
+func (a *assembly) fillCgroups(s *source) error {
 	for i := range a.host.Trees {
 		t := &a.host.Trees[i]
 		name := filepath.Base(t.Mount)
@@ -67,7 +67,7 @@ func (a *assembly) bindGroup(s *source, dir, name string) error {
 		return err
 	}
 	defer unix.Close(at)
-	if err := s.opts.applyTo(mount, 0); err != nil {
+	if err := s.opts.applyTo(mount, false); err != nil {
 		return err
 	}
 	return a.attach(mount, at)

@@ -76,7 +76,7 @@ func TestContainerSeesItsOwnWorld(t *testing.T) {
 	}{
 		{"host mounts copied", func() {}, false},
 		{"template", func() {}, true},
-		{"no mounts onto detached trees", func() { kernel.noDetachedTargets = true }, false},
+		{"no mounts onto detached trees", func() { kernel.noDetachedTargets, kernel.noWorkshop = true, false }, false},
 		{"no CLONE_INTO_CGROUP", func() { kernel.noIntoCgroup = true }, true},
 		{"no overlay layers by descriptor", func() { kernel.noOverlayFD = true }, false},
 	} {

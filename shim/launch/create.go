@@ -114,8 +114,10 @@ func (k *creation) open(taken *undo.Stack) (err error) {
 		netNS: c.ns.all()&unix.CLONE_NEWNET != 0,
 	}
 	taken.Add(func() {
-		if k.parts.root >= 0 {
-			unix.Close(k.parts.root)
+		for _, fd := range []int{k.parts.root, c.devpts} {
+			if fd >= 0 {
+				unix.Close(fd)
+			}
 		}
 	})
 	if k.made, err = k.parts.classify(); err != nil {
@@ -252,7 +254,6 @@ func (k *creation) namespaces() error {
 	if err := k.enter(ns, spec.Linux.TimeOffsets, procfs); err != nil {
 		return err
 	}
-	k.closeOthers()
 	if ns.fresh&unix.CLONE_NEWCGROUP != 0 && k.childCPU == 0 {
 		k.do("create cgroup namespace", unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP)
 	}
@@ -301,12 +302,14 @@ func (b *builder) hostNames(own uintptr, host, domain string) error {
 	return nil
 }
 
-// handed is the number of descriptors the child gets with its root.
+// handed is the number of descriptors the child gets: its root, its terminal
+// and the mounts it makes read-only.
 func (k *creation) handed() int {
+	n := 1 + len(k.parts.lateSources())
 	if k.cfg.Spec.Process.Terminal {
-		return 2
+		n++
 	}
-	return 1
+	return n
 }
 
 // complete mounts the root and writes the rest of the program, while the child
@@ -329,6 +332,12 @@ func (k *creation) complete() (err error) {
 		return err
 	}
 	k.attachRoot()
+	late := k.parts.lateSources()
+	for i, s := range late {
+		fd := uintptr(k.next - len(late) + i)
+		k.add(opName{"make read-only", s.spec.Destination}, 0, unix.SYS_MOUNT_SETATTR, fd, k.str(""), unix.AT_EMPTY_PATH,
+			k.words(unix.MOUNT_ATTR_RDONLY, 0, 0, 0), unix.MOUNT_ATTR_SIZE_VER0)
+	}
 	k.do("become session leader", unix.SYS_SETSID)
 	if k.plan.terminal {
 		slave := uintptr(firstFree + 1)
@@ -403,14 +412,19 @@ func (k *creation) hand(mounts []int) error {
 		}
 		give = append(give, slave)
 	}
-	if err := a.seal(); err != nil {
-		return err
-	}
 	var err error
 	if c.root, err = a.finished(); err != nil {
 		return err
 	}
 	give[0] = c.root
+	if k.cfg.Spec.Root != nil && k.cfg.Spec.Root.Readonly {
+		if err := setAttr(c.root, unix.MOUNT_ATTR_RDONLY, 0, 0, false); err != nil {
+			return fmt.Errorf("make the root read-only: %w", err)
+		}
+	}
+	for _, s := range a.lateSources() {
+		give = append(give, s.fd)
+	}
 	if a.devpts >= 0 {
 		c.devpts = a.fds.forget(a.devpts)
 	}

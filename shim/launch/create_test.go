@@ -37,6 +37,7 @@ const testCgroup = "/launchtest-%d-%d"
 func newFixture(t testing.TB, args ...string) *fixture {
 	t.Helper()
 	needRoot(t)
+	kernel.noWorkshop = mountsOntoDetached()
 	bundle := t.TempDir()
 	f := &fixture{t: t, bundle: bundle, lower: filepath.Join(bundle, "lower")}
 	for _, dir := range []string{"lower", "upper", "work", "rootfs", "lower/etc", "lower/tmp", "lower/home"} {
@@ -55,6 +56,16 @@ func newFixture(t testing.TB, args ...string) *fixture {
 			"lowerdir=" + f.lower, "upperdir=" + bundle + "/upper", "workdir=" + bundle + "/work", "volatile"}}},
 	}
 	return f
+}
+
+// mountsOntoDetached says whether the kernel is 6.15 or newer, where needing a
+// workshop is a mistake.
+func mountsOntoDetached() bool {
+	var u unix.Utsname
+	unix.Uname(&u)
+	var major, minor int
+	fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor)
+	return major > 6 || major == 6 && minor >= 15
 }
 
 func copyProbe(t testing.TB, from, to string) {

@@ -33,6 +33,8 @@ func newLaunching(shareMemory bool, inherited []int) (*launching, int, error) {
 	// A process of the container must not trace the child; and with shared
 	// memory the flag protects this process, for good (CVE-2016-9962).
 	l.do("forbid tracing", unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
+	// With our end open in the child, it would never see us die.
+	l.do("close the shim's end", unix.SYS_CLOSE, uintptr(parent.fd))
 	if !shareMemory {
 		l.keepOnly()
 	}

@@ -101,7 +101,7 @@ func mountRoot(m *Mount, dir string) (int, error) {
 		fd, err = newFilesystem(m.Type, m.Source, o.data, 0)
 	}
 	if err == nil {
-		if err = o.applyTo(fd, 0); err != nil {
+		if err = o.applyTo(fd, false); err != nil {
 			unix.Close(fd)
 		}
 	}

@@ -238,8 +238,8 @@ func inPIDNamespace(nsfd int, clone func() (int, int, error)) (int, int, error) 
 	return pid, pidfd, err
 }
 
-// enter appends joining the namespaces given by path, and the creation of the
-// others where clone3 could not. The user namespace is joined last: root has
+// enter appends joining the namespaces given by path, the closing of all that
+// was inherited for that, and the creation of the others where clone3 could not. The user namespace is joined last: root has
 // power over namespaces below the first user namespace, but not the reverse.
 func (b *builder) enter(n *namespaces, offsets map[string]specs.LinuxTimeOffset, procfs uintptr) error {
 	for _, j := range n.join {
@@ -249,6 +249,7 @@ func (b *builder) enter(n *namespaces, offsets map[string]specs.LinuxTimeOffset,
 		b.add(opName{"join user namespace", n.user.path}, 0, unix.SYS_SETNS, uintptr(n.user.fd), unix.CLONE_NEWUSER)
 		b.becomeRoot()
 	}
+	b.closeOthers()
 	if n.fresh&cloneNewTime != 0 {
 		b.do("create time namespace", unix.SYS_UNSHARE, cloneNewTime)
 		for clock, o := range offsets {
@@ -256,7 +257,7 @@ func (b *builder) enter(n *namespaces, offsets map[string]specs.LinuxTimeOffset,
 				return fmt.Errorf("linux.timeOffsets: clock %q: %w", clock, unix.EINVAL)
 			}
 			text := clock + " " + strconv.FormatInt(o.Secs, 10) + " " + strconv.FormatUint(uint64(o.Nanosecs), 10)
-			b.writeFile(opName{"set offset of clock", clock}, procfs, "thread-self/timens_offsets", text)
+			b.writeFile(opName{"set offset of clock", clock}, procfs, "self/timens_offsets", text)
 		}
 	}
 	flags := n.fresh &^ (unix.CLONE_NEWCGROUP | cloneNewTime | n.later)

@@ -133,13 +133,16 @@ func setAttr(fd int, set, clear, propagation uint64, recursive bool) error {
 	return unix.MountSetattr(fd, "", flags, &unix.MountAttr{Attr_set: set, Attr_clr: clear, Propagation: propagation})
 }
 
-// applyTo gives a detached mount the attributes asked for, but for those in
-// later, which are applied when the mount has been filled.
-func (o *mountOptions) applyTo(fd int, later uint64) error {
-	if err := setAttr(fd, o.set&^later, o.clear, 0, false); err != nil {
+// applyTo gives a mount the attributes asked for; read-only not yet if later.
+func (o *mountOptions) applyTo(fd int, later bool) error {
+	keep := ^uint64(0)
+	if later {
+		keep &^= unix.MOUNT_ATTR_RDONLY
+	}
+	if err := setAttr(fd, o.set&keep, o.clear, 0, false); err != nil {
 		return err
 	}
-	if err := setAttr(fd, o.recSet&^later, o.recClear, 0, true); err != nil {
+	if err := setAttr(fd, o.recSet&keep, o.recClear, 0, true); err != nil {
 		return err
 	}
 	return setAttr(fd, 0, 0, o.propagation, o.recPropagation)

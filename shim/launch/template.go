@@ -25,17 +25,42 @@ func PinTemplate(path string) error {
 		return err
 	}
 	file.Close()
-	var made error
-	ns := -1
-	onOwnThread(func() { ns, made = emptyNamespace() })
-	if made != nil {
-		return fmt.Errorf("make template mount namespace: %w", made)
+	var cpus unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &cpus); err != nil {
+		return fmt.Errorf("read CPU affinity: %w", err)
 	}
-	defer unix.Close(ns)
-	if err := pin(ns, path); err != nil {
+	// The kernel lets a mount namespace be bound in an older one only, to have
+	// no loops, and tells their age by an id. Linux 6.18 gives ids out by CPU,
+	// so that a new namespace may look older than ours: try each CPU then.
+	for cpu := range len(cpus) * 64 {
+		if !cpus.IsSet(cpu) {
+			continue
+		}
+		if err = pinEmptyNamespace(path, cpu); !errors.Is(err, unix.ELOOP) {
+			break
+		}
+	}
+	if err != nil {
+		os.Remove(path)
 		return fmt.Errorf("pin template mount namespace: %w", err)
 	}
 	return nil
+}
+
+func pinEmptyNamespace(path string, cpu int) error {
+	ns, err := -1, error(nil)
+	onOwnThread(func() {
+		var one unix.CPUSet
+		one.Set(cpu)
+		if err = unix.SchedSetaffinity(0, &one); err == nil {
+			ns, err = emptyNamespace()
+		}
+	})
+	if err != nil {
+		return err
+	}
+	defer unix.Close(ns)
+	return pin(ns, path)
 }
 
 // RemoveTemplate takes away what [PinTemplate] made; running containers keep

@@ -7,6 +7,8 @@ import (
 	"runtime"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/longshore/longshore/internal/safepath"
 )
 
 // workshop is a thread with a private mount namespace. Before Linux 6.15
@@ -97,7 +99,7 @@ func (a *assembly) inShop(step func() error) error {
 	if !kernel.noDetachedTargets {
 		err = step()
 	}
-	if !errors.Is(err, unix.EINVAL) {
+	if !errors.Is(err, unix.EINVAL) || kernel.noWorkshop {
 		return err
 	}
 	shop, openErr := openWorkshop(a.root)
@@ -126,6 +128,13 @@ func (a *assembly) finished() (int, error) {
 	}
 	a.shop.close()
 	a.shop = nil
+	// What the child makes read-only is in the copy now.
+	for _, s := range a.lateSources() {
+		if s.fd, err = safepath.OpenPath(a.root, s.spec.Destination); err != nil {
+			return -1, err
+		}
+		a.fds.add(s.fd)
+	}
 	return a.root, nil
 }
 
