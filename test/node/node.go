@@ -25,6 +25,7 @@ type Node struct {
 	Runtime runtimeapi.RuntimeServiceClient
 	Images  runtimeapi.ImageServiceClient
 	Extra   string // configuration to add
+	Quiet   bool   // log little, as in production
 
 	conn   *grpc.ClientConn
 	daemon *exec.Cmd
@@ -59,10 +60,14 @@ func (n *Node) Socket() string { return n.Path("run", "longshore.sock") }
 
 // WriteConfig writes the daemon's configuration and gives its path.
 func (n *Node) WriteConfig() (string, error) {
+	level := "debug"
+	if n.Quiet {
+		level = "warn"
+	}
 	config := fmt.Sprintf(`socket = %q
 run_dir = %q
 state_dir = %q
-log_level = "debug"
+log_level = %q
 %s
 [pods]
 cgroup_parent = %q
@@ -70,7 +75,7 @@ cgroup_parent = %q
 conf_dir = %q
 cache_dir = %q
 data_dir = %q
-`, n.Socket(), n.Path("run"), n.Path("lib"), n.Extra, "/"+n.Cgroup, n.Path("net.d"), n.Path("lib", "cni"), n.Path("lib", "cni", "networks"))
+`, n.Socket(), n.Path("run"), n.Path("lib"), level, n.Extra, "/"+n.Cgroup, n.Path("net.d"), n.Path("lib", "cni"), n.Path("lib", "cni", "networks"))
 	path := n.Path("config.toml")
 	return path, os.WriteFile(path, []byte(config), 0o644)
 }
