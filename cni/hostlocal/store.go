@@ -3,7 +3,6 @@ package hostlocal
 import (
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"net/netip"
 	"os"
@@ -22,7 +21,7 @@ const (
 )
 
 // maxOwner bounds what is read of one file.
-const maxOwner = 4096
+const maxOwner = 512
 
 // store is a network's directory, locked.
 type store struct {
@@ -131,19 +130,18 @@ func (s *store) setLastReserved(index int, a netip.Addr) error {
 	return os.WriteFile(filepath.Join(s.dir, lastPrefix+strconv.Itoa(index)), []byte(a.String()), 0o600)
 }
 
+// readSmall reads the beginning of a file. DEL reads one per address of the
+// network, so it is done in three system calls.
 func readSmall(path string) (string, error) {
-	f, err := os.Open(path)
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return "", err
+		return "", &fs.PathError{Op: "open", Path: path, Err: err}
 	}
-	defer f.Close()
+	defer unix.Close(fd)
 	buf := make([]byte, maxOwner)
-	n, err := f.Read(buf)
-	if err == io.EOF {
-		return "", nil
-	}
+	n, err := unix.Read(fd, buf)
 	if err != nil {
-		return "", err
+		return "", &fs.PathError{Op: "read", Path: path, Err: err}
 	}
 	return string(buf[:n]), nil
 }

@@ -19,7 +19,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net/netip"
 	"strings"
 
@@ -71,6 +70,7 @@ type Forward struct {
 // Conn speaks to the kernel's nftables of one network namespace.
 type Conn struct {
 	nft *nftables.Conn
+	layout
 }
 
 // Open opens a connection in the calling thread's network namespace.
@@ -79,7 +79,7 @@ func Open() (*Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open nftables: %w", err)
 	}
-	return &Conn{nft}, nil
+	return &Conn{nft, newLayout()}, nil
 }
 
 // Close closes the connection.
@@ -93,14 +93,12 @@ func (c *Conn) Masquerade(o Owner, addresses []netip.Prefix) error {
 	}
 	err := c.change(func() error {
 		for _, a := range addresses {
-			f := familyOf(a.Addr())
-			chain := c.addChain(masqueradeChain(a.Masked()), f.masqueradeRules(a.Masked())...)
-			if err := c.addVerdict(f.masquerade(), a.Addr(), chain, o); err != nil {
+			if err := c.addVerdict(familyOf(a.Addr()).pick(c.masquerade4, c.masquerade6), a.Addr(), masqueradeChain(a.Masked()), o); err != nil {
 				return err
 			}
 		}
 		return nil
-	})
+	}, addresses)
 	if err != nil {
 		return fmt.Errorf("masquerade %v: %w", addresses, err)
 	}
@@ -115,20 +113,18 @@ func (c *Conn) Forward(o Owner, forwards []Forward, addresses []netip.Prefix) er
 	}
 	err := c.change(func() error {
 		for _, a := range addresses {
-			f := familyOf(a.Addr())
-			chain := c.addChain(hairpinChain(a.Masked()), f.hairpinRules(a.Masked())...)
-			if err := c.addVerdict(f.hairpin(), a.Addr(), chain, o); err != nil {
+			if err := c.addVerdict(familyOf(a.Addr()).pick(c.hairpin4, c.hairpin6), a.Addr(), hairpinChain(a.Masked()), o); err != nil {
 				return err
 			}
 		}
 		for _, fw := range forwards {
-			m, element := fw.element(o)
+			m, element := c.element(fw, o)
 			if err := c.nft.SetAddElements(m, []nftables.SetElement{element}); err != nil {
 				return err
 			}
 		}
 		return nil
-	})
+	}, addresses)
 	if errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EEXIST) {
 		return c.nameConflict(o, forwards, err)
 	}
@@ -141,7 +137,7 @@ func (c *Conn) Forward(o Owner, forwards []Forward, addresses []netip.Prefix) er
 // nameConflict finds which port is taken, and by whom.
 func (c *Conn) nameConflict(o Owner, forwards []Forward, cause error) error {
 	for _, fw := range forwards {
-		m, want := fw.element(o)
+		m, want := c.element(fw, o)
 		elements, err := c.nft.GetSetElements(m)
 		if err != nil {
 			continue
@@ -165,20 +161,20 @@ func (fw Forward) String() string {
 }
 
 // RemoveMasquerade takes back [Conn.Masquerade]; nothing there is success.
-func (c *Conn) RemoveMasquerade(o Owner) error { return c.remove(masqueradeMaps(), is(o)) }
+func (c *Conn) RemoveMasquerade(o Owner) error { return c.remove(c.masquerades(), is(o)) }
 
 // RemoveForwards takes back [Conn.Forward]; nothing there is success.
-func (c *Conn) RemoveForwards(o Owner) error { return c.remove(forwardMaps(), is(o)) }
+func (c *Conn) RemoveForwards(o Owner) error { return c.remove(c.forwards(), is(o)) }
 
 // CollectMasquerade removes what a network's attachments have left, but for the
 // valid ones.
 func (c *Conn) CollectMasquerade(network string, valid []Owner) error {
-	return c.remove(masqueradeMaps(), stale(network, valid))
+	return c.remove(c.masquerades(), stale(network, valid))
 }
 
 // CollectForwards does so for host ports.
 func (c *Conn) CollectForwards(network string, valid []Owner) error {
-	return c.remove(forwardMaps(), stale(network, valid))
+	return c.remove(c.forwards(), stale(network, valid))
 }
 
 func is(o Owner) func(comment string) bool {
@@ -191,7 +187,9 @@ func stale(network string, valid []Owner) func(comment string) bool {
 	for _, o := range valid {
 		keep[o.comment()] = true
 	}
-	return func(comment string) bool { return strings.HasPrefix(comment, word(network, maxNetworkWord)+"/") && !keep[comment] }
+	return func(comment string) bool {
+		return strings.HasPrefix(comment, word(network, maxNetworkWord)+"/") && !keep[comment]
+	}
 }
 
 // remove deletes the elements whose comment is to be dropped, in one batch.
@@ -254,7 +252,7 @@ func (c *Conn) Count(o Owner) (masquerade, forwards int, err error) {
 		}
 		return n
 	}
-	return count(masqueradeMaps()), count([]*nftables.Set{ports4, ports4At, ports6, ports6At}), err
+	return count(c.masquerades()), count(c.ports()), err
 }
 
 // tableExists asks by listing: a question about one table that is not there
@@ -272,20 +270,25 @@ func (c *Conn) tableExists() (bool, error) {
 	return false, nil
 }
 
-// change sends a batch; where the table is not there yet, it is made first.
-func (c *Conn) change(batch func() error) error {
-	if err := batch(); err != nil {
+// change sends a batch of elements. Where a map or a subnet's chain is not there
+// yet, it is made first, and the whole sent again in one batch. Saying all that
+// each time would do too, but the kernel waits for a grace period (some ten
+// milliseconds) when a socket closes after a chain was touched.
+func (c *Conn) change(elements func() error, addresses []netip.Prefix) error {
+	if err := elements(); err != nil {
 		return err
 	}
 	err := c.nft.Flush()
-	if !errors.Is(err, fs.ErrNotExist) {
+	if !errors.Is(err, unix.ENOENT) {
 		return err
 	}
 	c.addTable()
-	if err := c.nft.Flush(); err != nil {
-		return fmt.Errorf("set up nftables table %s: %w", TableName, err)
+	for _, a := range addresses {
+		f, subnet := familyOf(a.Addr()), a.Masked()
+		c.addChain(masqueradeChain(subnet), f.masqueradeRules(subnet)...)
+		c.addChain(hairpinChain(subnet), f.hairpinRules(subnet)...)
 	}
-	if err := batch(); err != nil {
+	if err := elements(); err != nil {
 		return err
 	}
 	return c.nft.Flush()
@@ -293,7 +296,7 @@ func (c *Conn) change(batch func() error) error {
 
 // addChain writes a chain's rules anew, whatever it held.
 func (c *Conn) addChain(name string, rules ...[]expr.Any) *nftables.Chain {
-	chain := c.nft.AddChain(&nftables.Chain{Name: name, Table: table})
+	chain := c.nft.AddChain(&nftables.Chain{Name: name, Table: c.table})
 	c.fill(chain, rules...)
 	return chain
 }
@@ -301,14 +304,14 @@ func (c *Conn) addChain(name string, rules ...[]expr.Any) *nftables.Chain {
 func (c *Conn) fill(chain *nftables.Chain, rules ...[]expr.Any) {
 	c.nft.FlushChain(chain)
 	for _, exprs := range rules {
-		c.nft.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: exprs})
+		c.nft.AddRule(&nftables.Rule{Table: c.table, Chain: chain, Exprs: exprs})
 	}
 }
 
-func (c *Conn) addVerdict(m *nftables.Set, a netip.Addr, chain *nftables.Chain, o Owner) error {
+func (c *Conn) addVerdict(m *nftables.Set, a netip.Addr, chain string, o Owner) error {
 	return c.nft.SetAddElements(m, []nftables.SetElement{{
 		Key:         a.AsSlice(),
-		VerdictData: &expr.Verdict{Kind: expr.VerdictJump, Chain: chain.Name},
+		VerdictData: &expr.Verdict{Kind: expr.VerdictJump, Chain: chain},
 		Comment:     o.comment(),
 	}})
 }

@@ -11,40 +11,50 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The table and its maps. A verdict map leads an address to the chain of its
-// subnet; a port map leads protocol and port, "At" with a local address before
-// them, to an address and port in a pod.
-var (
-	table = &nftables.Table{Name: TableName, Family: nftables.TableFamilyINet}
-
-	masquerade4 = verdictMap("masquerade4", nftables.TypeIPAddr)
-	masquerade6 = verdictMap("masquerade6", nftables.TypeIP6Addr)
-	hairpin4    = verdictMap("hairpin4", nftables.TypeIPAddr)
-	hairpin6    = verdictMap("hairpin6", nftables.TypeIP6Addr)
-	ports4      = portMap("ports4", nftables.TypeIPAddr, false)
-	ports4At    = portMap("ports4_at", nftables.TypeIPAddr, true)
-	ports6      = portMap("ports6", nftables.TypeIP6Addr, false)
-	ports6At    = portMap("ports6_at", nftables.TypeIP6Addr, true)
-)
-
-func verdictMap(name string, key nftables.SetDatatype) *nftables.Set {
-	return &nftables.Set{Table: table, Name: name, IsMap: true, KeyType: key, DataType: nftables.TypeVerdict}
+// layout is the table and its maps. A verdict map leads an address to the chain
+// of its subnet; a port map leads protocol and port, "At" with a local address
+// before them, to an address and port in a pod. It is built when a connection
+// is opened: a container's shim never does that.
+type layout struct {
+	table                              *nftables.Table
+	masquerade4, masquerade6           *nftables.Set
+	hairpin4, hairpin6                 *nftables.Set
+	ports4, ports4At, ports6, ports6At *nftables.Set
 }
 
-func portMap(name string, address nftables.SetDatatype, at bool) *nftables.Set {
-	key := []nftables.SetDatatype{nftables.TypeInetProto, nftables.TypeInetService}
-	if at {
-		key = append([]nftables.SetDatatype{address}, key...)
+func newLayout() layout {
+	l := layout{table: &nftables.Table{Name: TableName, Family: nftables.TableFamilyINet}}
+	verdicts := func(name string, key nftables.SetDatatype) *nftables.Set {
+		return &nftables.Set{Table: l.table, Name: name, IsMap: true, KeyType: key, DataType: nftables.TypeVerdict}
 	}
-	return &nftables.Set{Table: table, Name: name, IsMap: true, Concatenation: true,
-		KeyType: nftables.MustConcatSetType(key...), DataType: nftables.MustConcatSetType(address, nftables.TypeInetService)}
+	ports := func(name string, address nftables.SetDatatype, key ...nftables.SetDatatype) *nftables.Set {
+		key = append(key, nftables.TypeInetProto, nftables.TypeInetService)
+		return &nftables.Set{Table: l.table, Name: name, IsMap: true, Concatenation: true,
+			KeyType: nftables.MustConcatSetType(key...), DataType: nftables.MustConcatSetType(address, nftables.TypeInetService)}
+	}
+	four, six := nftables.TypeIPAddr, nftables.TypeIP6Addr
+	l.masquerade4, l.masquerade6 = verdicts("masquerade4", four), verdicts("masquerade6", six)
+	l.hairpin4, l.hairpin6 = verdicts("hairpin4", four), verdicts("hairpin6", six)
+	l.ports4, l.ports4At = ports("ports4", four), ports("ports4_at", four, four)
+	l.ports6, l.ports6At = ports("ports6", six), ports("ports6_at", six, six)
+	// Numbers within a batch; the library would take them from a counter that
+	// two connections may not use at once.
+	for i, m := range append(l.masquerades(), l.forwards()...) {
+		m.ID = uint32(i + 1)
+	}
+	return l
 }
 
-func masqueradeMaps() []*nftables.Set { return []*nftables.Set{masquerade4, masquerade6} }
-
-func forwardMaps() []*nftables.Set {
-	return []*nftables.Set{ports4, ports4At, ports6, ports6At, hairpin4, hairpin6}
+func (l *layout) masquerades() []*nftables.Set {
+	return []*nftables.Set{l.masquerade4, l.masquerade6}
 }
+
+func (l *layout) ports() []*nftables.Set {
+	return []*nftables.Set{l.ports4, l.ports4At, l.ports6, l.ports6At}
+}
+
+// forwards are what a host port has entries in.
+func (l *layout) forwards() []*nftables.Set { return append(l.ports(), l.hairpin4, l.hairpin6) }
 
 // family is where IPv4 and IPv6 differ.
 type family struct {
@@ -67,9 +77,6 @@ func ipv4() family {
 func ipv6() family {
 	return family{unix.NFPROTO_IPV6, 16, 8, 24, netip.MustParsePrefix("ff00::/8")}
 }
-
-func (f family) masquerade() *nftables.Set { return f.pick(masquerade4, masquerade6) }
-func (f family) hairpin() *nftables.Set    { return f.pick(hairpin4, hairpin6) }
 
 func (f family) pick(four, six *nftables.Set) *nftables.Set {
 	if f.nfproto == unix.NFPROTO_IPV4 {
@@ -189,12 +196,12 @@ func (f family) forwardRule(m *nftables.Set, at bool) []expr.Any {
 }
 
 // element gives the map and the element of a forward.
-func (fw Forward) element(o Owner) (*nftables.Set, nftables.SetElement) {
+func (l *layout) element(fw Forward, o Owner) (*nftables.Set, nftables.SetElement) {
 	f := familyOf(fw.To.Addr())
-	m := f.pick(ports4, ports6)
+	m := f.pick(l.ports4, l.ports6)
 	var key []byte
 	if fw.HostIP.IsValid() {
-		m = f.pick(ports4At, ports6At)
+		m = f.pick(l.ports4At, l.ports6At)
 		key = fw.HostIP.AsSlice()
 	}
 	// Each part of a concatenation fills whole words.
@@ -208,16 +215,16 @@ func (fw Forward) element(o Owner) (*nftables.Set, nftables.SetElement) {
 // addTable writes the fixed part: it says all of it each time, so that two
 // processes that find no table do no harm.
 func (c *Conn) addTable() {
-	c.nft.AddTable(table)
-	for _, m := range append(masqueradeMaps(), forwardMaps()...) {
+	c.nft.AddTable(c.table)
+	for _, m := range append(c.masquerades(), c.forwards()...) {
 		c.nft.AddSet(m, nil) // its only error is about anonymous sets
 	}
 	four, six := ipv4(), ipv6()
 	ports := c.addChain("ports",
-		four.forwardRule(ports4At, true), four.forwardRule(ports4, false),
-		six.forwardRule(ports6At, true), six.forwardRule(ports6, false))
+		four.forwardRule(c.ports4At, true), four.forwardRule(c.ports4, false),
+		six.forwardRule(c.ports6At, true), six.forwardRule(c.ports6, false))
 	base := func(name string, kind nftables.ChainType, hook *nftables.ChainHook, priority *nftables.ChainPriority, rules ...[]expr.Any) {
-		c.fill(c.nft.AddChain(&nftables.Chain{Name: name, Table: table, Type: kind, Hooknum: hook, Priority: priority}), rules...)
+		c.fill(c.nft.AddChain(&nftables.Chain{Name: name, Table: c.table, Type: kind, Hooknum: hook, Priority: priority}), rules...)
 	}
 	local := join(toLocal(), verdict(expr.VerdictJump, ports.Name))
 	base("prerouting", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest, local)
@@ -225,10 +232,10 @@ func (c *Conn) addTable() {
 	loopback := netip.MustParsePrefix("127.0.0.0/8")
 	base("postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource,
 		join(four.only(), forwarded(), four.in(four.saddr, loopback), masq()),
-		join(four.only(), forwarded(), four.load(wideR, four.dadr), lookupVerdict(hairpin4)),
-		join(six.only(), forwarded(), six.load(wideR, six.dadr), lookupVerdict(hairpin6)),
-		join(four.only(), four.load(wideR, four.saddr), lookupVerdict(masquerade4)),
-		join(six.only(), six.load(wideR, six.saddr), lookupVerdict(masquerade6)))
+		join(four.only(), forwarded(), four.load(wideR, four.dadr), lookupVerdict(c.hairpin4)),
+		join(six.only(), forwarded(), six.load(wideR, six.dadr), lookupVerdict(c.hairpin6)),
+		join(four.only(), four.load(wideR, four.saddr), lookupVerdict(c.masquerade4)),
+		join(six.only(), six.load(wideR, six.saddr), lookupVerdict(c.masquerade6)))
 	// route_localnet, which host ports on 127.0.0.1 need, would let a pod reach
 	// what listens on the host's loopback (CVE-2020-8558).
 	base("loopback", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityRaw,

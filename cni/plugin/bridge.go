@@ -174,10 +174,11 @@ func (c *call) bridgeAdd(ctx context.Context, b *bridgeConf) (*types100.Result, 
 	taken.Add(func() { _ = h.LinkDel(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: host.Name}}) })
 	result.Interfaces = []*types100.Interface{{Name: b.Bridge, Mac: br.Attrs().HardwareAddr.String()}, host, pod}
 	if b.IPMasq && len(result.IPs) > 0 {
-		if err := masquerade(c.natOwner(), result); err != nil {
+		err := c.exec.withNAT(func(conn *nat.Conn) error { return conn.Masquerade(c.natOwner(), podAddresses(result)) })
+		if err != nil {
 			return nil, err
 		}
-		taken.Add(func() { _ = removeMasquerade(c.natOwner()) })
+		taken.Add(func() { _ = c.removeMasquerade() })
 	}
 	if c.conf.DNS.Nameservers != nil || c.conf.DNS.Search != nil || c.conf.DNS.Options != nil || c.conf.DNS.Domain != "" {
 		result.DNS = c.conf.DNS

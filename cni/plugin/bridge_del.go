@@ -15,16 +15,18 @@ import (
 )
 
 // bridgeDel takes back what bridgeAdd did. The address is given back last, so
-// that nobody gets one that is still in use.
+// that nobody gets one that is still in use. The interface goes after the
+// translation: deleting it waits for the kernel, which meanwhile finishes the
+// rest.
 func (c *call) bridgeDel(ctx context.Context, b *bridgeConf) error {
-	if c.netNS != "" {
-		err := inNamespace(c.netNS, func() error { return deleteLink(c.ifName) })
-		if err != nil && !isGone(err) {
+	if b.IPMasq {
+		if err := c.removeMasquerade(); err != nil {
 			return err
 		}
 	}
-	if b.IPMasq {
-		if err := removeMasquerade(c.natOwner()); err != nil {
+	if c.netNS != "" {
+		err := inNamespace(c.netNS, func() error { return deleteLink(c.ifName) })
+		if err != nil && !errors.Is(err, errGone) {
 			return err
 		}
 	}
@@ -51,21 +53,8 @@ func deleteLink(name string) error {
 	return nil
 }
 
-func withNAT(do func(*nat.Conn) error) error {
-	conn, err := nat.Open()
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	return do(conn)
-}
-
-func masquerade(o nat.Owner, result *types100.Result) error {
-	return withNAT(func(conn *nat.Conn) error { return conn.Masquerade(o, podAddresses(result)) })
-}
-
-func removeMasquerade(o nat.Owner) error {
-	return withNAT(func(conn *nat.Conn) error { return conn.RemoveMasquerade(o) })
+func (c *call) removeMasquerade() error {
+	return c.exec.withNAT(func(conn *nat.Conn) error { return conn.RemoveMasquerade(c.natOwner()) })
 }
 
 // podAddresses gives a result's addresses of the pod, each with its subnet.
@@ -90,7 +79,7 @@ func (c *call) validOwners() []nat.Owner {
 func (c *call) bridgeGC(ctx context.Context, b *bridgeConf) error {
 	var err error
 	if b.IPMasq {
-		err = withNAT(func(conn *nat.Conn) error { return conn.CollectMasquerade(c.conf.Name, c.validOwners()) })
+		err = c.exec.withNAT(func(conn *nat.Conn) error { return conn.CollectMasquerade(c.conf.Name, c.validOwners()) })
 	}
 	return errors.Join(err, c.eachIPAM(ctx))
 }
@@ -122,7 +111,7 @@ func (c *call) bridgeCheck(ctx context.Context, b *bridgeConf) error {
 		}
 	}
 	if b.IPMasq {
-		err := withNAT(func(conn *nat.Conn) error {
+		err := c.exec.withNAT(func(conn *nat.Conn) error {
 			n, _, err := conn.Count(c.natOwner())
 			if want := len(podAddresses(c.prev)); err == nil && n != want {
 				err = fmt.Errorf("%d of %d addresses are masqueraded", n, want)

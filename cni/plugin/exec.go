@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/longshore/longshore/cni"
+	"github.com/longshore/longshore/cni/nat"
 )
 
 // builtIn marks the path of a plugin inside this process.
@@ -37,6 +38,25 @@ const (
 type executor struct {
 	version.PluginDecoder
 	dataDir string
+	nat     *nat.Conn // opened when first needed
+}
+
+// close ends what the plugins of a chain shared.
+func (e *executor) close() {
+	if e.nat != nil {
+		e.nat.Close()
+	}
+}
+
+// withNAT lends the chain's connection to nftables.
+func (e *executor) withNAT(do func(*nat.Conn) error) error {
+	if e.nat == nil {
+		var err error
+		if e.nat, err = nat.Open(); err != nil {
+			return err
+		}
+	}
+	return do(e.nat)
 }
 
 // FindInPath gives the path of a plugin, or the mark of a built-in one.

@@ -29,23 +29,27 @@ func inNamespace(path string, f func() error) error {
 	return <-done
 }
 
+// errGone says that a namespace's path leads to none any more: it is missing,
+// or a file from which the namespace was unmounted.
+var errGone = errors.New("network namespace is gone")
+
 func enter(path string, f func() error) error {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err == unix.ENOENT {
+		return fmt.Errorf("%s: %w", path, errGone)
+	}
 	if err != nil {
 		return &fs.PathError{Op: "open", Path: path, Err: err}
 	}
 	err = unix.Setns(fd, unix.CLONE_NEWNET)
 	unix.Close(fd)
+	if err == unix.EINVAL {
+		return fmt.Errorf("%s: %w", path, errGone)
+	}
 	if err != nil {
 		return fmt.Errorf("enter network namespace %s: %w", path, err)
 	}
 	return f()
-}
-
-// isGone says that a namespace's path leads to none any more: it is missing, or
-// a file from which the namespace was unmounted.
-func isGone(err error) bool {
-	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EINVAL)
 }
 
 // setSysctl writes a network setting of the calling thread's namespace, unless

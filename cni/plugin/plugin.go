@@ -109,7 +109,10 @@ type runner struct {
 	list *libcni.NetworkConfigList
 	conf *libcni.RuntimeConf
 	cni  *libcni.CNIConfig
+	exec *executor
 }
+
+func (r *runner) close() { r.exec.close() }
 
 func newRunner(a Attachment) (*runner, error) {
 	list, err := libcni.NetworkConfFromBytes(a.Conflist)
@@ -119,10 +122,12 @@ func newRunner(a Attachment) (*runner, error) {
 	if len(list.Plugins) == 0 {
 		return nil, fmt.Errorf("network configuration %q: no plugins", list.Name)
 	}
+	exec := &executor{dataDir: a.DataDir}
 	return &runner{
+		exec: exec,
 		list: list,
 		conf: &libcni.RuntimeConf{ContainerID: a.ContainerID, NetNS: a.NetNS, IfName: a.IfName, Args: a.Args, CapabilityArgs: a.capabilities()},
-		cni:  libcni.NewCNIConfigWithCacheDir(a.BinDirs, a.CacheDir, &executor{dataDir: a.DataDir}),
+		cni:  libcni.NewCNIConfigWithCacheDir(a.BinDirs, a.CacheDir, exec),
 	}, nil
 }
 
@@ -151,6 +156,7 @@ func Add(ctx context.Context, a Attachment) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
+	defer r.close()
 	if err := inNamespace(a.NetNS, loopbackUp); err != nil {
 		return Result{}, fmt.Errorf("bring up loopback interface of container %s: %w", a.ContainerID, err)
 	}
@@ -185,6 +191,7 @@ func Del(ctx context.Context, a Attachment) error {
 	if err != nil {
 		return err
 	}
+	defer r.close()
 	if a.NetNS != "" {
 		if _, err := os.Stat(a.NetNS); errors.Is(err, fs.ErrNotExist) {
 			r.conf.NetNS = "" // the specification's way to say that it is gone
@@ -204,6 +211,7 @@ func Check(ctx context.Context, a Attachment) error {
 	if err != nil {
 		return err
 	}
+	defer r.close()
 	if err := r.cni.CheckNetworkList(ctx, r.list, r.conf); err != nil {
 		return fmt.Errorf("check container %s in network %s: %w", a.ContainerID, r.list.Name, err)
 	}
@@ -225,6 +233,7 @@ func GC(ctx context.Context, conflist []byte, valid []Valid, d Dirs) error {
 	if err != nil {
 		return err
 	}
+	defer r.close()
 	args := &libcni.GCArgs{}
 	for _, v := range valid {
 		args.ValidAttachments = append(args.ValidAttachments, types.GCAttachment{ContainerID: v.ContainerID, IfName: v.IfName})
@@ -241,6 +250,7 @@ func Status(ctx context.Context, conflist []byte, d Dirs) error {
 	if err != nil {
 		return err
 	}
+	defer r.close()
 	if err := r.cni.GetStatusNetworkList(ctx, r.list); err != nil {
 		return fmt.Errorf("status of network %s: %w", r.list.Name, err)
 	}

@@ -32,11 +32,11 @@ func (c *call) portmap() commands {
 	return commands{
 		add: c.portmapAdd,
 		del: func(context.Context) error {
-			return withNAT(func(conn *nat.Conn) error { return conn.RemoveForwards(c.natOwner()) })
+			return c.exec.withNAT(func(conn *nat.Conn) error { return conn.RemoveForwards(c.natOwner()) })
 		},
 		check: c.portmapCheck,
 		gc: func(context.Context) error {
-			return withNAT(func(conn *nat.Conn) error { return conn.CollectForwards(c.conf.Name, c.validOwners()) })
+			return c.exec.withNAT(func(conn *nat.Conn) error { return conn.CollectForwards(c.conf.Name, c.validOwners()) })
 		},
 	}
 }
@@ -122,12 +122,12 @@ func (c *call) portmapAdd(context.Context) (*types100.Result, error) {
 	}
 	var taken undo.Stack
 	defer taken.Run()
-	err = withNAT(func(conn *nat.Conn) error { return conn.Forward(c.natOwner(), all, addresses) })
+	err = c.exec.withNAT(func(conn *nat.Conn) error { return conn.Forward(c.natOwner(), all, addresses) })
 	if err != nil {
 		return nil, err
 	}
 	taken.Add(func() {
-		_ = withNAT(func(conn *nat.Conn) error { return conn.RemoveForwards(c.natOwner()) })
+		_ = c.exec.withNAT(func(conn *nat.Conn) error { return conn.RemoveForwards(c.natOwner()) })
 	})
 	if err := prepareHost(all, addresses); err != nil {
 		return nil, err
@@ -203,7 +203,7 @@ func (c *call) portmapCheck(context.Context) error {
 	if err != nil || len(all) == 0 {
 		return err
 	}
-	return withNAT(func(conn *nat.Conn) error {
+	return c.exec.withNAT(func(conn *nat.Conn) error {
 		_, n, err := conn.Count(c.natOwner())
 		if err == nil && n != len(all) {
 			err = fmt.Errorf("%d of %d host ports are open", n, len(all))
