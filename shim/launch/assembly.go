@@ -35,7 +35,7 @@ type source struct {
 type assembly struct {
 	spec       *specs.Spec
 	uids, gids []specs.LinuxIDMapping
-	netNS      bool // the container has a network namespace of its own
+	own        uintptr // CLONE_NEW* of the namespaces that are not the host's
 	group      *cgroup.Group
 	host       *cgroup.Host
 	sources    []source
@@ -46,16 +46,24 @@ type assembly struct {
 }
 
 // childMade says which filesystems must be made inside the namespaces of the
-// container. sysfs shows the network namespace of its maker; in the host's a
-// user namespace may not mount it, so that it is made here.
+// container: they show a namespace of their maker. One of the host's namespaces
+// must be shown by the parent if the container has a user namespace, since in
+// that nobody may mount it.
 func (a *assembly) childMade(fsType string) bool {
+	var shows uintptr
 	switch fsType {
-	case "proc", "mqueue", "cgroup2":
-		return true
+	case "proc":
+		shows = unix.CLONE_NEWPID
+	case "mqueue":
+		shows = unix.CLONE_NEWIPC
+	case "cgroup2":
+		shows = unix.CLONE_NEWCGROUP
 	case "sysfs":
-		return a.netNS || len(a.uids) == 0
+		shows = unix.CLONE_NEWNET
+	default:
+		return false
 	}
-	return false
+	return a.own&shows != 0 || len(a.uids) == 0
 }
 
 // classify reads the mounts of the spec and gives those the child must make.
@@ -117,7 +125,7 @@ func (s *source) kind() string {
 func (a *assembly) open(s *source) (err error) {
 	m := s.spec
 	if s.opts.bind {
-		s.fd, err = cloneHostPath(m.Source, s.opts.recursive)
+		s.fd, err = openTree(unix.AT_FDCWD, m.Source, s.opts.recursive)
 	} else {
 		if err := a.translateIDs(s); err != nil {
 			return err
@@ -230,9 +238,11 @@ func (a *assembly) translateIDs(s *source) error {
 // assemble attaches everything in the order of the spec; made are the mounts
 // that came from the child.
 func (a *assembly) assemble(made []int) error {
-	if mode, rec, err := propagationMode(a.spec.Linux.RootfsPropagation); err != nil {
+	mode, rec, err := propagationMode(a.spec.Linux.RootfsPropagation)
+	if err != nil {
 		return err
-	} else if err := setAttr(a.root, 0, 0, mode, rec); err != nil {
+	}
+	if err := setAttr(a.root, 0, 0, mode, rec); err != nil {
 		return fmt.Errorf("set propagation of the root: %w", err)
 	}
 	for i := range a.sources {

@@ -96,7 +96,7 @@ func (b *builder) join(fd uintptr, path string) {
 // newMount makes a filesystem inside the child's namespaces and leaves it as a
 // detached mount.
 func (b *builder) newMount(fsType, source, at string, data []string, attrs uint64) uintptr {
-	name := opName{"mount " + fsType, at}
+	name := opName{"mount " + fsType + " at", at}
 	b.add(name, 0, unix.SYS_FSOPEN, b.str(fsType), unix.FSOPEN_CLOEXEC)
 	fs := b.opened()
 	if source != "" {
@@ -104,11 +104,11 @@ func (b *builder) newMount(fsType, source, at string, data []string, attrs uint6
 	}
 	for _, opt := range data {
 		key, value, isString := cutOption(opt)
-		object := opName{name.verb + " with option " + opt, at}
+		option := opName{name.String() + ": option", opt}
 		if isString {
-			b.add(object, 0, unix.SYS_FSCONFIG, fs, unix.FSCONFIG_SET_STRING, b.str(key), b.str(value), 0)
+			b.add(option, 0, unix.SYS_FSCONFIG, fs, unix.FSCONFIG_SET_STRING, b.str(key), b.str(value), 0)
 		} else {
-			b.add(object, 0, unix.SYS_FSCONFIG, fs, unix.FSCONFIG_SET_FLAG, b.str(key), 0, 0)
+			b.add(option, 0, unix.SYS_FSCONFIG, fs, unix.FSCONFIG_SET_FLAG, b.str(key), 0, 0)
 		}
 	}
 	b.add(name, 0, unix.SYS_FSCONFIG, fs, unix.FSCONFIG_CMD_CREATE, 0, 0, 0)

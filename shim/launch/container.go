@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -56,6 +57,7 @@ type Container struct {
 	init       *Process
 	ns         *namespaces
 	filter     *seccomp.Filter
+	mayTrace   atomic.Bool // a process of it had CAP_SYS_PTRACE in its bounding set
 
 	mu      sync.Mutex
 	pending *launching // until Start

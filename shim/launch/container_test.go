@@ -45,13 +45,19 @@ func checkDefaults(t *testing.T, r report) {
 		t.Errorf("RLIMIT_NOFILE is %q", got)
 	}
 	checkNoLeaks(t, r)
+	if len(r.Nonblocking) > 0 {
+		t.Errorf("streams %v are nonblocking", r.Nonblocking)
+	}
+	if r.Umask != 0o022 {
+		t.Errorf("umask %o", r.Umask)
+	}
 	for line := range strings.SplitSeq(r.Cgroup, "\n") {
 		if line != "" && !strings.HasSuffix(line, ":/") {
 			t.Errorf("sees cgroup %q, not the root of its namespace", line)
 		}
 	}
 	for _, m := range r.Mounts {
-		if strings.Contains(m, " ext4 ") || strings.Contains(m, " shared:") {
+		if strings.Contains(m, " ext4 ") || strings.Contains(m, " shared:") || strings.Contains(m, " master:") {
 			t.Errorf("sees mount %q", m)
 		}
 	}
@@ -105,6 +111,18 @@ func TestStatusIsReported(t *testing.T) {
 	f := newFixture(t, "exit", "7")
 	if _, status := f.run(); !status.Exited() || status.ExitStatus() != 7 {
 		t.Errorf("status %#x, want exit 7", status)
+	}
+}
+
+// TestVolatileRootIsMountedAgain: a container started again has the same layer.
+func TestVolatileRootIsMountedAgain(t *testing.T) {
+	f := newFixture(t, "write", "/tmp/kept")
+	f.run()
+	f.cfg.ID += "-again"
+	f.spec.Linux.CgroupsPath += "-again"
+	f.spec.Process.Args = []string{"/probe", "read", "/tmp/kept"}
+	if out, _ := f.run(); !strings.Contains(out, `2 "x\n"`) {
+		t.Errorf("reads %s", out)
 	}
 }
 

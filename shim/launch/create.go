@@ -111,7 +111,7 @@ func (k *creation) open(taken *undo.Stack) (err error) {
 	taken.Add(func() { k.joins.Close() })
 	k.parts = assembly{
 		spec: spec, uids: c.ns.uids, gids: c.ns.gids, host: c.host, group: c.group, root: -1, devpts: -1,
-		netNS: c.ns.all()&unix.CLONE_NEWNET != 0,
+		own: c.ns.all(),
 	}
 	taken.Add(func() {
 		for _, fd := range []int{k.parts.root, c.devpts} {
@@ -257,6 +257,9 @@ func (k *creation) namespaces() error {
 	if ns.fresh&unix.CLONE_NEWCGROUP != 0 && k.childCPU == 0 {
 		k.do("create cgroup namespace", unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP)
 	}
+	if ns.fresh&unix.CLONE_NEWNET != 0 {
+		k.loopback()
+	}
 	if err := k.hostNames(ns.all(), spec.Hostname, spec.Domainname); err != nil {
 		return err
 	}
@@ -331,6 +334,7 @@ func (k *creation) complete() (err error) {
 	if err != nil {
 		return err
 	}
+	k.c.noteCaps(k.plan)
 	k.attachRoot()
 	late := k.parts.lateSources()
 	for i, s := range late {

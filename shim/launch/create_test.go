@@ -68,6 +68,19 @@ func mountsOntoDetached() bool {
 	return major > 6 || major == 6 && minor >= 15
 }
 
+// freshLayer gives the next container a writable layer of its own.
+func (f *fixture) freshLayer() {
+	f.t.Helper()
+	n := serial.Add(1)
+	upper, work := fmt.Sprintf("%s/upper%d", f.bundle, n), fmt.Sprintf("%s/work%d", f.bundle, n)
+	for _, dir := range []string{upper, work} {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			f.t.Fatal(err)
+		}
+	}
+	f.cfg.Rootfs[0].Options = []string{"lowerdir=" + f.lower, "upperdir=" + upper, "workdir=" + work, "volatile"}
+}
+
 func copyProbe(t testing.TB, from, to string) {
 	t.Helper()
 	in, err := os.Open(from)

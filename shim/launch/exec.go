@@ -48,6 +48,7 @@ func (c *Container) exec(p *specs.Process, file string, io Stdio) (*Process, err
 		return nil, err
 	}
 	pl.file = file
+	c.noteCaps(pl)
 	e := execution{c: c, fds: &fds}
 	var taken undo.Stack
 	defer taken.Run()
@@ -98,21 +99,22 @@ func (c *Container) roots() (root, devpts int, err error) {
 // (CLONE_VM), which spares the copy of the page tables. Not so where
 //   - the memory controller is on cgroup v2: the child is in the group from the
 //     start, and an OOM kill of the group would kill everyone with that memory;
-//   - a process of the container has CAP_SYS_PTRACE in our user namespace: it
-//     could trace the child before execve, and so reach this process;
+//   - a process that sees the child may have CAP_SYS_PTRACE in our user
+//     namespace: it could trace the child before execve, and so reach this
+//     process. In a pid namespace shared with others nobody knows;
 //   - a time namespace is to be joined: the kernel wants memory of its own.
 func (c *Container) mayShareMemory(tasks int) bool {
 	if kernel.noSharedMemory || tasks < lateJoins || c.ns.all()&cloneNewTime != 0 {
 		return false
 	}
-	if c.ns.userNS() {
-		return true
+	return c.ns.userNS() || c.ns.fresh&unix.CLONE_NEWPID != 0 && !c.mayTrace.Load()
+}
+
+// noteCaps remembers that a process of the container may trace others.
+func (c *Container) noteCaps(pl *plan) {
+	if pl.caps.bounding&(1<<unix.CAP_SYS_PTRACE) != 0 {
+		c.mayTrace.Store(true)
 	}
-	if c.spec.Process.Capabilities == nil {
-		return true
-	}
-	mask, err := capMask("bounding", c.spec.Process.Capabilities.Bounding)
-	return err == nil && mask&(1<<unix.CAP_SYS_PTRACE) == 0
 }
 
 // execution is an exec under way.

@@ -48,35 +48,49 @@ func openNull(flags int) (int, error) {
 	return fd, nil
 }
 
-// streams opens what a process without a terminal gets as 0, 1 and 2. What
-// cannot be placed there directly, since it is one of them in this process, is
-// duplicated. Pipes are given to the container's user, who may open them again
+// streams opens what a process without a terminal gets as 0, 1 and 2, all above
+// these numbers: placing one must not close another. Pipes are given to the container's user, who may open them again
 // by the names /dev/stdin, /dev/stdout and /dev/stderr.
 func streams(io Stdio, uid uint32, l *fdList) (fds [3]int, err error) {
-	for i, f := range []*os.File{io.Stdin, io.Stdout, io.Stderr} {
-		if f == nil {
-			if fds[i], err = openNull(unix.O_RDWR); err != nil {
-				return fds, err
+	null := -1
+	for i, f := range [...]*os.File{io.Stdin, io.Stdout, io.Stderr} {
+		if f != nil {
+			if fds[i], err = stream(f, uid); err != nil {
+				return fds, fmt.Errorf("standard stream %d: %w", i, err)
 			}
 			l.add(fds[i])
 			continue
 		}
-		raw, err := f.SyscallConn()
-		if err != nil {
-			return fds, fmt.Errorf("standard stream %d: %w", i, err)
+		if null < 0 {
+			if null, err = openNull(unix.O_RDWR); err != nil {
+				return fds, err
+			}
+			l.add(null)
 		}
-		var dupErr error
-		err = raw.Control(func(fd uintptr) {
-			fds[i], dupErr = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 3)
-		})
-		if err = errors.Join(err, dupErr); err != nil {
-			return fds, fmt.Errorf("standard stream %d: %w", i, err)
-		}
-		l.add(fds[i])
-		var st unix.Stat_t
-		if unix.Fstat(fds[i], &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFIFO && st.Uid != uid {
-			_ = unix.Fchown(fds[i], int(uid), int(st.Gid)) // a pipe of a read-only filesystem is no harm
-		}
+		fds[i] = null
 	}
 	return fds, nil
+}
+
+// stream duplicates one of the caller's files. The poller of the Go runtime
+// made it nonblocking, which no program expects of its standard streams.
+func stream(f *os.File, uid uint32) (int, error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	dup, dupErr := -1, error(nil)
+	err = raw.Control(func(fd uintptr) { dup, dupErr = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 3) })
+	if err = errors.Join(err, dupErr); err != nil {
+		return -1, err
+	}
+	if err := unix.SetNonblock(dup, false); err != nil {
+		unix.Close(dup)
+		return -1, err
+	}
+	var st unix.Stat_t
+	if unix.Fstat(dup, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFIFO && st.Uid != uid {
+		_ = unix.Fchown(dup, int(uid), int(st.Gid)) // a pipe of a read-only filesystem is no harm
+	}
+	return dup, nil
 }

@@ -2,7 +2,7 @@ package launch
 
 import (
 	"bufio"
-	"os"
+	"io"
 	"strconv"
 	"strings"
 
@@ -22,14 +22,14 @@ func homeOf(root int, uid uint32) string {
 	if err != nil {
 		return "/"
 	}
-	f := os.NewFile(uintptr(fd), "passwd")
-	defer f.Close()
-	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if unix.Fstat(fd, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return "/"
 	}
 	want := strconv.FormatUint(uint64(uid), 10)
 	left := maxPasswd
-	for lines := bufio.NewReaderSize(f, 1024); left > 0; {
+	for lines := bufio.NewReaderSize(fdReader(fd), 1024); left > 0; {
 		line, isPrefix, err := lines.ReadLine()
 		if err != nil {
 			break
@@ -44,4 +44,15 @@ func homeOf(root int, uid uint32) string {
 		}
 	}
 	return "/"
+}
+
+// fdReader reads a regular file without the poller's part in [os.File].
+type fdReader int
+
+func (r fdReader) Read(p []byte) (int, error) {
+	n, err := unix.Read(int(r), p)
+	if n == 0 && err == nil && len(p) > 0 {
+		return 0, io.EOF
+	}
+	return max(n, 0), err
 }

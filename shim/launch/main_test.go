@@ -31,9 +31,12 @@ func TestMain(m *testing.M) {
 		os.Exit(inner())
 	}
 	if os.Getenv(innerEnv) != "" {
-		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-			fmt.Fprintln(os.Stderr, "make mounts private:", err)
-			os.Exit(1)
+		// Shared among themselves, as systemd has them, but not with the host.
+		for _, how := range []uintptr{unix.MS_PRIVATE, unix.MS_SHARED} {
+			if err := unix.Mount("", "/", "", unix.MS_REC|how, ""); err != nil {
+				fmt.Fprintln(os.Stderr, "make mounts the tests' own:", err)
+				os.Exit(1)
+			}
 		}
 	}
 	code := m.Run()
@@ -97,6 +100,7 @@ type report struct {
 	Umask               int
 	Cgroup              string
 	Exe                 string
+	Nonblocking         []int
 }
 
 // probe is the program of the test containers; it does not return.
@@ -175,6 +179,11 @@ func look() report {
 	}
 	mounts, _ := os.ReadFile("/proc/self/mountinfo")
 	r.Mounts = strings.Split(strings.TrimSpace(string(mounts)), "\n")
+	for fd := range 3 {
+		if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0); err == nil && flags&unix.O_NONBLOCK != 0 {
+			r.Nonblocking = append(r.Nonblocking, fd)
+		}
+	}
 	cgroup, _ := os.ReadFile("/proc/self/cgroup")
 	r.Cgroup = string(cgroup)
 	return r

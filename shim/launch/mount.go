@@ -17,23 +17,40 @@ func fdPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
 // cutOption splits a filesystem's option "key=value".
 func cutOption(opt string) (key, value string, isString bool) { return strings.Cut(opt, "=") }
 
-// cloneMount makes a detached copy of the mount or directory at fd, with all
-// below it if recursive.
-func cloneMount(fd int, recursive bool) (int, error) {
-	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC | unix.AT_EMPTY_PATH)
+// openTree makes a detached copy of the mount, directory or file at path, which
+// is empty for dir itself, with all below it if recursive. The copy of a shared
+// mount is its peer: what is mounted on one appears on the other.
+func openTree(dir int, path string, recursive bool) (int, error) {
+	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
+	if path == "" {
+		flags |= unix.AT_EMPTY_PATH
+	}
 	if recursive {
 		flags |= unix.AT_RECURSIVE
 	}
-	return unix.OpenTree(fd, "", flags)
+	return unix.OpenTree(dir, path, flags)
 }
 
-// cloneHostPath makes a detached copy of what is at path on the host.
+// cloneMount makes a detached copy of what is at fd that shares nothing: a
+// container that mounts something on its masked files must not thereby mount
+// it on the host's null device.
+func cloneMount(fd int, recursive bool) (int, error) { return privateTree(fd, "", recursive) }
+
+// cloneHostPath is cloneMount for a path of the host.
 func cloneHostPath(path string, recursive bool) (int, error) {
-	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
-	if recursive {
-		flags |= unix.AT_RECURSIVE
+	return privateTree(unix.AT_FDCWD, path, recursive)
+}
+
+func privateTree(dir int, path string, recursive bool) (int, error) {
+	fd, err := openTree(dir, path, recursive)
+	if err != nil {
+		return -1, err
 	}
-	return unix.OpenTree(unix.AT_FDCWD, path, flags)
+	if err := setAttr(fd, 0, 0, unix.MS_PRIVATE, recursive); err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
 }
 
 // newFilesystem mounts a filesystem detached, by fsopen(2) (Linux 5.2).
@@ -91,7 +108,7 @@ func mountRoot(m *Mount, dir string) (int, error) {
 	var err error
 	switch {
 	case o.bind:
-		fd, err = cloneHostPath(m.Source, o.recursive)
+		fd, err = openTree(unix.AT_FDCWD, m.Source, o.recursive)
 	case m.Type == "overlay":
 		fd, err = mountOverlay(m.Source, o.data, dir)
 	default:
@@ -199,6 +216,7 @@ func mountOverlay(source string, options []string, dir string) (int, error) {
 	}
 	if o.volatile {
 		// A volatile overlay leaves this behind, and refuses to mount again while it is there.
+		_ = unix.Unlink(o.work + "/work/incompat/volatile/dirty")
 		_ = unix.Rmdir(o.work + "/work/incompat/volatile")
 	}
 	if source == "" {

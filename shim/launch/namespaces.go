@@ -14,11 +14,27 @@ import (
 // cloneNewTime is CLONE_NEWTIME (Linux 5.6).
 const cloneNewTime = 0x80
 
-var namespaceFlags = map[specs.LinuxNamespaceType]uintptr{
-	specs.PIDNamespace: unix.CLONE_NEWPID, specs.NetworkNamespace: unix.CLONE_NEWNET,
-	specs.MountNamespace: unix.CLONE_NEWNS, specs.IPCNamespace: unix.CLONE_NEWIPC,
-	specs.UTSNamespace: unix.CLONE_NEWUTS, specs.UserNamespace: unix.CLONE_NEWUSER,
-	specs.CgroupNamespace: unix.CLONE_NEWCGROUP, specs.TimeNamespace: cloneNewTime,
+// namespaceFlag gives the CLONE_NEW* flag of a kind, 0 for an unknown one.
+func namespaceFlag(kind specs.LinuxNamespaceType) uintptr {
+	switch kind {
+	case specs.PIDNamespace:
+		return unix.CLONE_NEWPID
+	case specs.NetworkNamespace:
+		return unix.CLONE_NEWNET
+	case specs.MountNamespace:
+		return unix.CLONE_NEWNS
+	case specs.IPCNamespace:
+		return unix.CLONE_NEWIPC
+	case specs.UTSNamespace:
+		return unix.CLONE_NEWUTS
+	case specs.UserNamespace:
+		return unix.CLONE_NEWUSER
+	case specs.CgroupNamespace:
+		return unix.CLONE_NEWCGROUP
+	case specs.TimeNamespace:
+		return cloneNewTime
+	}
+	return 0
 }
 
 // joined is a namespace that the child enters.
@@ -45,7 +61,7 @@ type namespaces struct {
 func (n *namespaces) all() uintptr {
 	flags := n.fresh
 	for _, j := range n.join {
-		flags |= namespaceFlags[j.kind]
+		flags |= namespaceFlag(j.kind)
 	}
 	if n.user != nil {
 		flags |= unix.CLONE_NEWUSER
@@ -84,8 +100,8 @@ func openNamespaces(linux *specs.Linux) (n *namespaces, err error) {
 		}
 	}()
 	for _, ns := range linux.Namespaces {
-		flag, ok := namespaceFlags[ns.Type]
-		if !ok {
+		flag := namespaceFlag(ns.Type)
+		if flag == 0 {
 			return n, fmt.Errorf("linux.namespaces: type %q: %w", ns.Type, unix.EINVAL)
 		}
 		if n.all()&flag != 0 {
@@ -112,7 +128,7 @@ func (n *namespaces) open(ns specs.LinuxNamespace) error {
 	}
 	j := joined{ns.Type, ns.Path, fd}
 	kind, err := ioctlValue(fd, unix.NS_GET_NSTYPE, 0)
-	if err != nil || uintptr(kind) != namespaceFlags[ns.Type] {
+	if err != nil || uintptr(kind) != namespaceFlag(ns.Type) {
 		unix.Close(fd)
 		return fmt.Errorf("linux.namespaces: %s is no %s namespace: %w", ns.Path, ns.Type, unix.EINVAL)
 	}
@@ -243,7 +259,7 @@ func inPIDNamespace(nsfd int, clone func() (int, int, error)) (int, int, error) 
 // power over namespaces below the first user namespace, but not the reverse.
 func (b *builder) enter(n *namespaces, offsets map[string]specs.LinuxTimeOffset, procfs uintptr) error {
 	for _, j := range n.join {
-		b.add(opName{"join " + string(j.kind) + " namespace", j.path}, 0, unix.SYS_SETNS, uintptr(j.fd), namespaceFlags[j.kind])
+		b.add(opName{"join " + string(j.kind) + " namespace", j.path}, 0, unix.SYS_SETNS, uintptr(j.fd), namespaceFlag(j.kind))
 	}
 	if n.user != nil {
 		b.add(opName{"join user namespace", n.user.path}, 0, unix.SYS_SETNS, uintptr(n.user.fd), unix.CLONE_NEWUSER)
@@ -260,12 +276,11 @@ func (b *builder) enter(n *namespaces, offsets map[string]specs.LinuxTimeOffset,
 			b.writeFile(opName{"set offset of clock", clock}, procfs, "self/timens_offsets", text)
 		}
 	}
-	flags := n.fresh &^ (unix.CLONE_NEWCGROUP | cloneNewTime | n.later)
-	switch {
-	case n.secondClone():
-		b.secondClone(flags)
-	case n.user != nil && flags != 0:
-		b.do("create namespaces", unix.SYS_UNSHARE, flags)
+	if n.secondClone() {
+		b.secondClone(n.fresh & unix.CLONE_NEWPID)
+	}
+	if rest := n.fresh & (unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS) &^ n.later; rest != 0 {
+		b.do("create namespaces", unix.SYS_UNSHARE, rest)
 	}
 	return nil
 }
@@ -277,12 +292,14 @@ func (n *namespaces) secondClone() bool {
 	return n.fresh&cloneNewTime != 0 || n.user != nil && n.fresh&unix.CLONE_NEWPID != 0
 }
 
-// cloneFlags gives the namespaces that the first clone creates.
+// cloneFlags gives the namespaces that the first clone creates: those that a
+// process must be born into. The child makes the others itself, while the
+// parent goes on: a network namespace alone takes half a millisecond.
 func (n *namespaces) cloneFlags() uintptr {
-	if n.secondClone() || n.user != nil {
+	if n.secondClone() {
 		return 0
 	}
-	return n.fresh &^ (unix.CLONE_NEWCGROUP | cloneNewTime | n.later)
+	return n.fresh & (unix.CLONE_NEWPID | unix.CLONE_NEWUSER)
 }
 
 // becomeRoot appends the change to id 0 of the user namespace, with which the
@@ -343,4 +360,16 @@ func sysctlPath(name string) (key, file string) {
 		return swapped, name
 	}
 	return name, swapped
+}
+
+// loopback appends bringing the lo device up (netdevice(7)).
+func (b *builder) loopback() {
+	const ifreqSize = 40
+	request := make([]byte, ifreqSize)
+	copy(request, "lo")
+	request[16] = unix.IFF_UP
+	b.do("open network socket", unix.SYS_SOCKET, unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	fd := b.opened()
+	b.do("bring loopback up", unix.SYS_IOCTL, fd, unix.SIOCSIFFLAGS, b.bytes(request))
+	b.close(fd)
 }

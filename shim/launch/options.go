@@ -22,46 +22,64 @@ type mountOptions struct {
 	data               []string // for the filesystem: "key" or "key=value"
 }
 
-// attr gives the bits an option sets and clears. The access time is a field of
-// three bits, so setting one of its values clears the field first.
-type attr struct{ set, clear uint64 }
-
 // attrOptions are the options of mount(8) that belong to a mount, without the
 // prefix "r" that makes them recursive (OCI runtime spec, "Linux mount options").
-var attrOptions = map[string]attr{
-	"ro":            {set: unix.MOUNT_ATTR_RDONLY},
-	"rw":            {clear: unix.MOUNT_ATTR_RDONLY},
-	"nosuid":        {set: unix.MOUNT_ATTR_NOSUID},
-	"suid":          {clear: unix.MOUNT_ATTR_NOSUID},
-	"nodev":         {set: unix.MOUNT_ATTR_NODEV},
-	"dev":           {clear: unix.MOUNT_ATTR_NODEV},
-	"noexec":        {set: unix.MOUNT_ATTR_NOEXEC},
-	"exec":          {clear: unix.MOUNT_ATTR_NOEXEC},
-	"nodiratime":    {set: unix.MOUNT_ATTR_NODIRATIME},
-	"diratime":      {clear: unix.MOUNT_ATTR_NODIRATIME},
-	"nosymfollow":   {set: unix.MOUNT_ATTR_NOSYMFOLLOW},
-	"symfollow":     {clear: unix.MOUNT_ATTR_NOSYMFOLLOW},
-	"relatime":      {set: unix.MOUNT_ATTR_RELATIME, clear: unix.MOUNT_ATTR__ATIME},
-	"norelatime":    {set: unix.MOUNT_ATTR_STRICTATIME, clear: unix.MOUNT_ATTR__ATIME},
-	"noatime":       {set: unix.MOUNT_ATTR_NOATIME, clear: unix.MOUNT_ATTR__ATIME},
-	"atime":         {set: unix.MOUNT_ATTR_RELATIME, clear: unix.MOUNT_ATTR__ATIME},
-	"strictatime":   {set: unix.MOUNT_ATTR_STRICTATIME, clear: unix.MOUNT_ATTR__ATIME},
-	"nostrictatime": {set: unix.MOUNT_ATTR_RELATIME, clear: unix.MOUNT_ATTR__ATIME},
+// The access time is a field of three bits: setting one value clears the field.
+//
+// The tables of this package are arrays and not maps: they are read-only pages
+// of the binary, where a map would be memory of every shim.
+var attrOptions = [...]struct {
+	name       string
+	set, clear uint64
+}{
+	{"ro", unix.MOUNT_ATTR_RDONLY, 0},
+	{"rw", 0, unix.MOUNT_ATTR_RDONLY},
+	{"nosuid", unix.MOUNT_ATTR_NOSUID, 0},
+	{"suid", 0, unix.MOUNT_ATTR_NOSUID},
+	{"nodev", unix.MOUNT_ATTR_NODEV, 0},
+	{"dev", 0, unix.MOUNT_ATTR_NODEV},
+	{"noexec", unix.MOUNT_ATTR_NOEXEC, 0},
+	{"exec", 0, unix.MOUNT_ATTR_NOEXEC},
+	{"nodiratime", unix.MOUNT_ATTR_NODIRATIME, 0},
+	{"diratime", 0, unix.MOUNT_ATTR_NODIRATIME},
+	{"nosymfollow", unix.MOUNT_ATTR_NOSYMFOLLOW, 0},
+	{"symfollow", 0, unix.MOUNT_ATTR_NOSYMFOLLOW},
+	{"relatime", unix.MOUNT_ATTR_RELATIME, unix.MOUNT_ATTR__ATIME},
+	{"norelatime", unix.MOUNT_ATTR_STRICTATIME, unix.MOUNT_ATTR__ATIME},
+	{"noatime", unix.MOUNT_ATTR_NOATIME, unix.MOUNT_ATTR__ATIME},
+	{"atime", unix.MOUNT_ATTR_RELATIME, unix.MOUNT_ATTR__ATIME},
+	{"strictatime", unix.MOUNT_ATTR_STRICTATIME, unix.MOUNT_ATTR__ATIME},
+	{"nostrictatime", unix.MOUNT_ATTR_RELATIME, unix.MOUNT_ATTR__ATIME},
 }
 
-var propagationOptions = map[string]uint64{
-	"private":    unix.MS_PRIVATE,
-	"shared":     unix.MS_SHARED,
-	"slave":      unix.MS_SLAVE,
-	"unbindable": unix.MS_UNBINDABLE,
+// attrOption gives the bits that an option sets and clears.
+func attrOption(name string) (set, clear uint64, ok bool) {
+	for i := range attrOptions {
+		if o := &attrOptions[i]; o.name == name {
+			return o.set, o.clear, true
+		}
+	}
+	return 0, 0, false
 }
 
-// superblockFlags are flags that a filesystem takes by name; a bind has none.
-var superblockFlags = []string{"sync", "async", "dirsync", "lazytime", "nolazytime", "mand", "nomand", "iversion", "noiversion", "silent", "loud"}
+// propagationOption gives the propagation type that an option names, 0 for none.
+func propagationOption(name string) uint64 {
+	switch name {
+	case "private":
+		return unix.MS_PRIVATE
+	case "shared":
+		return unix.MS_SHARED
+	case "slave":
+		return unix.MS_SLAVE
+	case "unbindable":
+		return unix.MS_UNBINDABLE
+	}
+	return 0
+}
 
 // pseudo are the filesystems whose read-only state belongs to the mount, since
 // their superblock is shared or must stay writable while they are filled.
-var pseudo = []string{"proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "bind"}
+var pseudo = [...]string{"proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "bind"}
 
 // parseOptions sorts the options of a mount of type fsType. Unknown ones are
 // the filesystem's, which refuses what it does not know.
@@ -71,7 +89,11 @@ func parseOptions(fsType string, options []string) mountOptions {
 	for _, opt := range options {
 		o.add(opt)
 	}
-	if o.set&unix.MOUNT_ATTR_RDONLY != 0 && !o.bind && !slices.Contains(pseudo, fsType) {
+	if o.bind && o.propagation == 0 {
+		// A copy of a shared mount would hand the container's mounts to the host.
+		o.propagation, o.recPropagation = unix.MS_PRIVATE, true
+	}
+	if o.set&unix.MOUNT_ATTR_RDONLY != 0 && !o.bind && !slices.Contains(pseudo[:], fsType) {
 		o.readonlySuperblock = true
 	}
 	return o
@@ -100,20 +122,20 @@ func (o *mountOptions) add(opt string) {
 		o.idmap, o.recIDMap = true, true
 		return
 	}
-	if a, ok := attrOptions[opt]; ok {
-		o.set, o.clear = o.set&^(a.clear|a.set)|a.set, o.clear&^a.set|a.clear
+	if set, clear, ok := attrOption(opt); ok {
+		o.set, o.clear = o.set&^(clear|set)|set, o.clear&^set|clear
 		return
 	}
-	if p, ok := propagationOptions[opt]; ok {
+	if p := propagationOption(opt); p != 0 {
 		o.propagation, o.recPropagation = p, false
 		return
 	}
 	if base, ok := strings.CutPrefix(opt, "r"); ok {
-		if a, ok := attrOptions[base]; ok {
-			o.recSet, o.recClear = o.recSet&^(a.clear|a.set)|a.set, o.recClear&^a.set|a.clear
+		if set, clear, ok := attrOption(base); ok {
+			o.recSet, o.recClear = o.recSet&^(clear|set)|set, o.recClear&^set|clear
 			return
 		}
-		if p, ok := propagationOptions[base]; ok {
+		if p := propagationOption(base); p != 0 {
 			o.propagation, o.recPropagation = p, true
 			return
 		}
@@ -153,10 +175,10 @@ func propagationMode(s string) (mode uint64, recursive bool, err error) {
 	if s == "" {
 		return 0, false, nil
 	}
-	if mode, ok := propagationOptions[s]; ok {
+	if mode := propagationOption(s); mode != 0 {
 		return mode, false, nil
 	}
-	if mode, ok := propagationOptions[strings.TrimPrefix(s, "r")]; ok {
+	if mode := propagationOption(strings.TrimPrefix(s, "r")); mode != 0 {
 		return mode, true, nil
 	}
 	return 0, false, fmt.Errorf("linux.rootfsPropagation %q: %w", s, unix.EINVAL)

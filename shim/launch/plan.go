@@ -187,9 +187,13 @@ func (b *builder) resetSignals() {
 // working directory: it is entered as root if root may, else as the user (a
 // network filesystem may refuse root).
 func (b *builder) ids(pl *plan) {
+	umask := uintptr(0o022)
 	if pl.user.Umask != nil {
-		b.do("set umask", unix.SYS_UMASK, uintptr(*pl.user.Umask))
+		umask = uintptr(*pl.user.Umask)
 	}
+	b.do("set umask", unix.SYS_UMASK, umask)
+	// The container gets no keys of this session. Not all kernels have keys.
+	b.add(opName{"leave session keyring", ""}, opIgnore, unix.SYS_KEYCTL, unix.KEYCTL_JOIN_SESSION_KEYRING, 0)
 	cwd := b.str(pl.cwd)
 	asRoot := b.add(opName{"enter", pl.cwd}, opIgnore, unix.SYS_CHDIR, cwd)
 	if pl.user.UID != 0 {

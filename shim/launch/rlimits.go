@@ -15,12 +15,24 @@ type rlimit struct {
 	soft, hard uint64
 }
 
-var rlimitNames = map[string]int{
-	"AS": unix.RLIMIT_AS, "CORE": unix.RLIMIT_CORE, "CPU": unix.RLIMIT_CPU, "DATA": unix.RLIMIT_DATA,
-	"FSIZE": unix.RLIMIT_FSIZE, "LOCKS": unix.RLIMIT_LOCKS, "MEMLOCK": unix.RLIMIT_MEMLOCK,
-	"MSGQUEUE": unix.RLIMIT_MSGQUEUE, "NICE": unix.RLIMIT_NICE, "NOFILE": unix.RLIMIT_NOFILE,
-	"NPROC": unix.RLIMIT_NPROC, "RSS": unix.RLIMIT_RSS, "RTPRIO": unix.RLIMIT_RTPRIO,
-	"RTTIME": unix.RLIMIT_RTTIME, "SIGPENDING": unix.RLIMIT_SIGPENDING, "STACK": unix.RLIMIT_STACK,
+var rlimitNames = [...]struct {
+	name     string
+	resource int
+}{
+	{"AS", unix.RLIMIT_AS}, {"CORE", unix.RLIMIT_CORE}, {"CPU", unix.RLIMIT_CPU}, {"DATA", unix.RLIMIT_DATA},
+	{"FSIZE", unix.RLIMIT_FSIZE}, {"LOCKS", unix.RLIMIT_LOCKS}, {"MEMLOCK", unix.RLIMIT_MEMLOCK},
+	{"MSGQUEUE", unix.RLIMIT_MSGQUEUE}, {"NICE", unix.RLIMIT_NICE}, {"NOFILE", unix.RLIMIT_NOFILE},
+	{"NPROC", unix.RLIMIT_NPROC}, {"RSS", unix.RLIMIT_RSS}, {"RTPRIO", unix.RLIMIT_RTPRIO},
+	{"RTTIME", unix.RLIMIT_RTTIME}, {"SIGPENDING", unix.RLIMIT_SIGPENDING}, {"STACK", unix.RLIMIT_STACK},
+}
+
+func rlimitNumber(name string) (int, bool) {
+	for i := range rlimitNames {
+		if rlimitNames[i].name == strings.TrimPrefix(name, "RLIMIT_") {
+			return rlimitNames[i].resource, true
+		}
+	}
+	return 0, false
 }
 
 // defaultNoFile is the soft limit without one in the spec: what a program that
@@ -32,22 +44,22 @@ const defaultNoFile = 1024
 // limit above ours is lowered to it where we may not raise it.
 func parseRlimits(limits []specs.POSIXRlimit, mayRaise bool) ([]rlimit, error) {
 	var out []rlimit
-	seen := map[int]bool{}
+	var seen uint64 // by number
 	for _, l := range limits {
-		resource, ok := rlimitNames[strings.TrimPrefix(l.Type, "RLIMIT_")]
+		resource, ok := rlimitNumber(l.Type)
 		if !ok {
 			return nil, fmt.Errorf("process.rlimits: unknown type %q: %w", l.Type, unix.EINVAL)
 		}
-		if seen[resource] {
+		if seen&(1<<resource) != 0 {
 			return nil, fmt.Errorf("process.rlimits: %s given twice: %w", l.Type, unix.EINVAL)
 		}
 		if l.Soft > l.Hard {
 			return nil, fmt.Errorf("process.rlimits: %s: soft limit %d above hard limit %d: %w", l.Type, l.Soft, l.Hard, unix.EINVAL)
 		}
-		seen[resource] = true
+		seen |= 1 << resource
 		out = append(out, rlimit{l.Type, resource, l.Soft, l.Hard})
 	}
-	if !seen[unix.RLIMIT_NOFILE] {
+	if seen&(1<<unix.RLIMIT_NOFILE) == 0 {
 		var own unix.Rlimit
 		if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &own); err != nil {
 			return nil, fmt.Errorf("read RLIMIT_NOFILE: %w", err)

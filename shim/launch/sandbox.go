@@ -258,18 +258,6 @@ func (s *sandbox) program(std [3]int, procfs, empty int, joins *cgroup.Joins) er
 	return s.err
 }
 
-// loopback appends bringing the lo device up (netdevice(7)).
-func (s *sandbox) loopback() {
-	const ifreqSize = 40
-	request := make([]byte, ifreqSize)
-	copy(request, "lo")
-	request[16] = unix.IFF_UP
-	s.do("open network socket", unix.SYS_SOCKET, unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	fd := s.opened()
-	s.do("bring loopback up", unix.SYS_IOCTL, fd, unix.SIOCSIFFLAGS, s.bytes(request))
-	s.close(fd)
-}
-
 // confine appends the loss of all that containers in the same pid namespace
 // could gain from the process: its root becomes an empty filesystem, and its
 // capabilities go.

@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func newSandbox(t *testing.T, cfg SandboxConfig) (SandboxConfig, int) {
+func newSandbox(t testing.TB, cfg SandboxConfig) (SandboxConfig, int) {
 	t.Helper()
 	needRoot(t)
 	cfg.Dir = t.TempDir()

@@ -2,6 +2,7 @@ package launch
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -9,35 +10,36 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-var schedPolicies = map[specs.LinuxSchedulerPolicy]uint32{
-	specs.SchedOther: 0, specs.SchedFIFO: 1, specs.SchedRR: 2, specs.SchedBatch: 3,
-	specs.SchedISO: 4, specs.SchedIdle: 5, specs.SchedDeadline: 6,
-}
-
-var schedFlags = map[specs.LinuxSchedulerFlag]uint64{
-	specs.SchedFlagResetOnFork: 0x01, specs.SchedFlagReclaim: 0x02, specs.SchedFlagDLOverrun: 0x04,
-	specs.SchedFlagKeepPolicy: 0x08, specs.SchedFlagKeepParams: 0x10,
-	specs.SchedFlagUtilClampMin: 0x20, specs.SchedFlagUtilClampMax: 0x40,
-}
+// schedPolicies and schedFlags are in the kernel's order: policies by number,
+// flags by bit.
+var (
+	schedPolicies = [...]specs.LinuxSchedulerPolicy{
+		specs.SchedOther, specs.SchedFIFO, specs.SchedRR, specs.SchedBatch, specs.SchedISO, specs.SchedIdle, specs.SchedDeadline,
+	}
+	schedFlags = [...]specs.LinuxSchedulerFlag{
+		specs.SchedFlagResetOnFork, specs.SchedFlagReclaim, specs.SchedFlagDLOverrun, specs.SchedFlagKeepPolicy,
+		specs.SchedFlagKeepParams, specs.SchedFlagUtilClampMin, specs.SchedFlagUtilClampMax,
+	}
+)
 
 func parseScheduler(s *specs.Scheduler) (*unix.SchedAttr, error) {
 	if s == nil {
 		return nil, nil
 	}
-	policy, ok := schedPolicies[s.Policy]
-	if !ok {
+	policy := slices.Index(schedPolicies[:], s.Policy)
+	if policy < 0 {
 		return nil, fmt.Errorf("process.scheduler.policy %q: %w", s.Policy, unix.EINVAL)
 	}
 	attr := &unix.SchedAttr{
-		Size: unix.SizeofSchedAttr, Policy: policy, Nice: s.Nice, Priority: uint32(s.Priority),
+		Size: unix.SizeofSchedAttr, Policy: uint32(policy), Nice: s.Nice, Priority: uint32(s.Priority),
 		Runtime: s.Runtime, Deadline: s.Deadline, Period: s.Period,
 	}
 	for _, f := range s.Flags {
-		bit, ok := schedFlags[f]
-		if !ok {
+		bit := slices.Index(schedFlags[:], f)
+		if bit < 0 {
 			return nil, fmt.Errorf("process.scheduler.flags %q: %w", f, unix.EINVAL)
 		}
-		attr.Flags |= bit
+		attr.Flags |= 1 << bit
 	}
 	return attr, nil
 }
@@ -47,9 +49,9 @@ func parseIOPriority(p *specs.LinuxIOPriority) (int, error) {
 	if p == nil {
 		return -1, nil
 	}
-	classes := map[specs.IOPriorityClass]int{specs.IOPRIO_CLASS_RT: 1, specs.IOPRIO_CLASS_BE: 2, specs.IOPRIO_CLASS_IDLE: 3}
-	class, ok := classes[p.Class]
-	if !ok {
+	classes := [...]specs.IOPriorityClass{specs.IOPRIO_CLASS_RT, specs.IOPRIO_CLASS_BE, specs.IOPRIO_CLASS_IDLE}
+	class := 1 + slices.Index(classes[:], p.Class)
+	if class == 0 {
 		return -1, fmt.Errorf("process.ioPriority.class %q: %w", p.Class, unix.EINVAL)
 	}
 	if p.Priority < 0 || p.Priority > 7 {

@@ -402,7 +402,7 @@ func TestErrorsNameTheField(t *testing.T) {
 		{"sysctl path", `net.././kernel/panic`, func(f *fixture) { f.spec.Linux.Sysctl = map[string]string{"net.././kernel/panic": "1"} }},
 		{"relative cwd", `process.cwd "x" is not absolute`, func(f *fixture) { f.spec.Process.Cwd = "x" }},
 		{"no command", "process.args: missing", func(f *fixture) { f.spec.Process.Args = nil }},
-		{"bad proc option", "mount proc with option odd=1 /proc: invalid argument", func(f *fixture) { f.spec.Mounts[0].Options = []string{"odd=1"} }},
+		{"bad proc option", "mount proc at /proc: option odd=1: invalid argument", func(f *fixture) { f.spec.Mounts[0].Options = []string{"odd=1"} }},
 		{"bad tmpfs option", `mount tmpfs at /dev: option "size=x"`, func(f *fixture) { f.spec.Mounts[1].Options = []string{"size=x"} }},
 		{"no source", "mount bind of /no/such at /m: no such file", func(f *fixture) {
 			f.spec.Mounts = append(f.spec.Mounts, specs.Mount{Destination: "/m", Source: "/no/such", Options: []string{"bind"}})

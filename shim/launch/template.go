@@ -117,7 +117,7 @@ func openTemplate(path string) (int, error) {
 
 // pin shows the namespace ns as the file path of the host.
 func pin(ns int, path string) error {
-	mount, err := cloneMount(ns, false)
+	mount, err := openTree(ns, "", false)
 	if err != nil {
 		return err
 	}
