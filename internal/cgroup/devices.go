@@ -19,7 +19,7 @@ const (
 	accAll = accMknod | accRead | accWrite
 )
 
-// any stands for every major or minor number.
+// anyNumber stands for every major or minor number.
 const anyNumber int64 = -1
 
 // maxDeviceRules bounds the rules of one container: each becomes up to eight

@@ -513,6 +513,19 @@ func TestStatsFromFiles(t *testing.T) {
 	}
 }
 
+func TestReadFileReadsAll(t *testing.T) {
+	dir := t.TempDir()
+	for _, size := range []int{0, 1, 2047, 2048, 4095, 4096, 4097, 100000} {
+		want := strings.Repeat("x", size)
+		if err := os.WriteFile(filepath.Join(dir, "f"), []byte(want+"\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := readFile(dir, "f"); got != want || err != nil {
+			t.Errorf("of %d bytes %d were read, %v", size, len(got), err)
+		}
+	}
+}
+
 func TestStatsOfNoGroup(t *testing.T) {
 	h, _, _ := fake(t, []string{"pids"}, nil, nil)
 	if _, err := h.Load("/none").Stats(); !errors.Is(err, os.ErrNotExist) {

@@ -195,7 +195,7 @@ func (h *Host) Has(controller string) bool {
 	return ok
 }
 
-// v2Names gives the name a controller of version 1 has in cgroup2. An empty
+// v2Name gives the name a controller of version 1 has in cgroup2. An empty
 // name is a function that every cgroup2 has without a controller.
 func v2Name(controller string) string {
 	switch controller {
