@@ -238,13 +238,6 @@ func (a *assembly) translateIDs(s *source) error {
 // assemble attaches everything in the order of the spec; made are the mounts
 // that came from the child.
 func (a *assembly) assemble(made []int) error {
-	mode, rec, err := propagationMode(a.spec.Linux.RootfsPropagation)
-	if err != nil {
-		return err
-	}
-	if err := setAttr(a.root, 0, 0, mode, rec); err != nil {
-		return fmt.Errorf("set propagation of the root: %w", err)
-	}
 	for i := range a.sources {
 		s := &a.sources[i]
 		if s.child >= 0 {

@@ -336,6 +336,9 @@ func (k *creation) complete() (err error) {
 	}
 	k.c.noteCaps(k.plan)
 	k.attachRoot()
+	if err := k.propagate(); err != nil {
+		return err
+	}
 	late := k.parts.lateSources()
 	for i, s := range late {
 		fd := uintptr(k.next - len(late) + i)
@@ -362,7 +365,7 @@ func (k *creation) complete() (err error) {
 	k.finish(k.plan, uintptr(k.childProcfs), func(b *builder) {
 		b.send()
 		b.wait(0)
-	})
+	}, nil)
 	return k.extend()
 }
 
@@ -391,6 +394,22 @@ func (k *creation) attachRoot() {
 	k.do("pivot root", unix.SYS_PIVOT_ROOT, k.str("."), k.str("."))
 	k.do("detach host's mounts", unix.SYS_UMOUNT2, k.str("."), unix.MNT_DETACH)
 	k.do("enter root", unix.SYS_CHDIR, k.str("/"))
+}
+
+// propagate appends the root's propagation, once it is the root: a shared mount
+// cannot become that. The tree is private, so that there is nothing to be a
+// slave of; mounts that are slaves of the host's were made so one by one.
+func (k *creation) propagate() error {
+	mode, rec, err := propagationMode(k.cfg.Spec.Linux.RootfsPropagation)
+	if err != nil || mode == 0 || mode == unix.MS_SLAVE || mode == unix.MS_PRIVATE {
+		return err
+	}
+	flags := uintptr(mode)
+	if rec {
+		flags |= unix.MS_REC
+	}
+	k.do("set propagation of the root", unix.SYS_MOUNT, 0, k.str("/"), 0, flags, 0)
+	return nil
 }
 
 // hand completes the root with the child's mounts and gives it to the child.

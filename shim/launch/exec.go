@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -13,8 +14,9 @@ import (
 )
 
 // lateJoins is the number of v1 groups an exec joins at the last moment: the
-// memory group, in which a child that shares our memory could take us along
-// when it runs out, and the cpu group.
+// cpu group, in which it runs at the container's share, and right before execve
+// the memory group: when that runs out, the kernel could choose the child, and
+// with it everyone who shares its memory.
 const lateJoins = 2
 
 // Exec starts a process in the running container: its namespaces, cgroup and
@@ -98,16 +100,24 @@ func (c *Container) roots() (root, devpts int, err error) {
 // mayShareMemory says whether an exec's child may share this process's memory
 // (CLONE_VM), which spares the copy of the page tables. Not so where
 //   - the memory controller is on cgroup v2: the child is in the group from the
-//     start, and an OOM kill of the group would kill everyone with that memory;
+//     start, and an OOM kill of the group (memory.oom.group) would kill everyone
+//     with that memory, unless this process, and so the child, is exempt;
 //   - a process that sees the child may have CAP_SYS_PTRACE in our user
 //     namespace: it could trace the child before execve, and so reach this
 //     process. In a pid namespace shared with others nobody knows;
 //   - a time namespace is to be joined: the kernel wants memory of its own.
 func (c *Container) mayShareMemory(tasks int) bool {
-	if kernel.noSharedMemory || tasks < lateJoins || c.ns.all()&cloneNewTime != 0 {
+	if kernel.noSharedMemory || tasks < lateJoins && !exemptFromOOM() || c.ns.all()&cloneNewTime != 0 {
 		return false
 	}
 	return c.ns.userNS() || c.ns.fresh&unix.CLONE_NEWPID != 0 && !c.mayTrace.Load()
+}
+
+// exemptFromOOM says whether the kernel never kills this process for memory. A
+// child inherits that until its own score is written, after execve.
+func exemptFromOOM() bool {
+	score, err := os.ReadFile("/proc/self/oom_score_adj")
+	return err == nil && strings.TrimSpace(string(score)) == "-1000"
 }
 
 // noteCaps remembers that a process of the container may trace others.
@@ -184,11 +194,13 @@ func (e *execution) clone(pl *plan, taken *undo.Stack) error {
 	}
 	late := e.inheritance(joins, &procfs)
 	e.member(pidfd)
-	e.finish(pl, uintptr(max(procfs, 0)), func(b *builder) {
-		for _, fd := range late {
-			b.join(uintptr(fd), "of the container")
+	joinLate := func(i int, name string) step {
+		if i < 0 || i >= len(late) {
+			return nil
 		}
-	})
+		return func(b *builder) { b.join(uintptr(late[i]), name) }
+	}
+	e.finish(pl, uintptr(max(procfs, 0)), joinLate(len(late)-1, "cpu"), joinLate(len(late)-2, "memory"))
 	pidNS := -1
 	if c.ns.all()&unix.CLONE_NEWPID != 0 {
 		pidNS = pidfd

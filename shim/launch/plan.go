@@ -130,17 +130,17 @@ func (pl *plan) candidates() []string {
 	return out
 }
 
-// gate is called between what a process may do at its leisure and what follows
-// the order to start; nil for none.
-type gate func(b *builder)
+// step appends operations at a fixed point of a program; nil for none.
+type step func(b *builder)
 
 // finish appends the last part of every program: from root in the container to
 // execve as the container's user. procfs is the child's descriptor of a private
 // procfs, needed for security labels, or 0. The order matters (capabilities(7), seccomp(2)):
 // the bounding set first, while CAP_SETPCAP is there; ids next; capabilities
 // then; the filter last, or, without no_new_privs, while CAP_SYS_ADMIN is still
-// held, with one capset and execve behind it.
-func (b *builder) finish(pl *plan, procfs uintptr, wait gate) {
+// held, with one capset and execve behind it. wait comes when the process has
+// nothing left but what it may keep, last right before execve.
+func (b *builder) finish(pl *plan, procfs uintptr, wait, last step) {
 	b.labels(pl, procfs)
 	if procfs != 0 {
 		b.do("close procfs", unix.SYS_CLOSE, procfs)
@@ -170,6 +170,9 @@ func (b *builder) finish(pl *plan, procfs uintptr, wait gate) {
 		if privileged != 0 {
 			b.capset(pl.caps.effective, pl.caps.permitted, pl.caps.inheritable)
 		}
+	}
+	if last != nil {
+		last(b)
 	}
 	b.exec(pl)
 }

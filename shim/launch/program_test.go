@@ -280,7 +280,7 @@ func FuzzProgram(f *testing.F) {
 		_ = b.hostNames(^uintptr(0), value, key)
 		b.send(3, 4)
 		b.wait(int(number % 250))
-		b.finish(pl, 7, func(b *builder) { b.wait(0) })
+		b.finish(pl, 7, func(b *builder) { b.wait(0) }, nil)
 		if b.extend() == nil {
 			checkProgram(t, b)
 		}

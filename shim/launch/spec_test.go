@@ -6,11 +6,14 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/longshore/longshore/internal/cgroup"
 )
 
 // mountOf gives the mountinfo line of a place in the container.
@@ -451,5 +454,103 @@ func TestErrorsNameTheField(t *testing.T) {
 				t.Errorf("child %d is left: %v", pid, err)
 			}
 		})
+	}
+}
+
+// without takes a namespace out of the spec: the container shares the host's.
+func (f *fixture) without(kind specs.LinuxNamespaceType) {
+	f.spec.Linux.Namespaces = slices.DeleteFunc(f.spec.Linux.Namespaces, func(ns specs.LinuxNamespace) bool { return ns.Type == kind })
+}
+
+func TestHostNamespaces(t *testing.T) {
+	for _, userNS := range []bool{false, true} {
+		t.Run(fmt.Sprintf("user namespace %v", userNS), func(t *testing.T) {
+			f := newFixture(t, "report")
+			for _, kind := range []specs.LinuxNamespaceType{specs.PIDNamespace, specs.NetworkNamespace, specs.IPCNamespace, specs.UTSNamespace} {
+				f.without(kind)
+			}
+			f.spec.Hostname = ""
+			if userNS {
+				f.userNS("")
+			}
+			out, status := f.run()
+			if status != 0 {
+				t.Fatalf("status %#x", status)
+			}
+			r := decode(t, out)
+			for _, kind := range []string{"pid", "net", "ipc", "uts"} {
+				if r.NS[kind] != ownNS(t, kind) {
+					t.Errorf("%s namespace is not the host's", kind)
+				}
+			}
+			for _, at := range []string{"/proc", "/sys", "/dev/mqueue"} {
+				if mountOf(r, at) == "" {
+					t.Errorf("no mount at %s", at)
+				}
+			}
+		})
+	}
+}
+
+func TestRootAsDirectory(t *testing.T) {
+	f := newFixture(t, "report")
+	f.cfg.Rootfs = nil
+	f.spec.Root.Path = "lower"
+	f.spec.Linux.RootfsPropagation = "rshared"
+	out, _ := f.run()
+	line := mountOf(decode(t, out), "/")
+	if !strings.Contains(line, " shared:") {
+		t.Errorf("root %q", line)
+	}
+	// It is a group of the container's own, not the host's.
+	own, _ := os.ReadFile("/proc/self/mountinfo")
+	for _, field := range strings.Fields(line) {
+		if strings.HasPrefix(field, "shared:") && strings.Contains(string(own), " "+field+" ") {
+			t.Errorf("the root is a peer of the host's mount: %s", line)
+		}
+	}
+}
+
+func TestIDMappedMount(t *testing.T) {
+	f := newFixture(t, "wait")
+	f.userNS("")
+	volume := filepath.Join(f.bundle, "volume")
+	os.Mkdir(volume, 0o755)
+	os.WriteFile(volume+"/file", nil, 0o600)
+	os.Chown(volume+"/file", 5, 6)
+	f.spec.Mounts = append(f.spec.Mounts,
+		specs.Mount{Destination: "/mapped", Source: volume, Options: []string{"bind"}, UIDMappings: podMaps, GIDMappings: podMaps},
+		specs.Mount{Destination: "/idmap", Source: volume, Options: []string{"rbind", "ridmap"}},
+		specs.Mount{Destination: "/plain", Source: volume, Options: []string{"bind"}})
+	c := f.create()
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	out := f.exec(c, "stat", "/mapped/file", "/idmap/file", "/plain/file")
+	for _, want := range []string{"/mapped/file mode=100600 dev=0:0 uid=5 gid=6", "/idmap/file mode=100600 dev=0:0 uid=5 gid=6", "/plain/file mode=100600 dev=0:0 uid=65534 gid=65534"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q in\n%s", want, out)
+		}
+	}
+}
+
+func TestCgroupIsSeen(t *testing.T) {
+	f := newFixture(t, "wait")
+	c := f.create()
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if c.host.Mode != cgroup.V2 {
+		out := f.exec(c, "read", "/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/pids/pids.max")
+		if !strings.Contains(out, `"268435456\n"`) || !strings.Contains(out, `"200\n"`) {
+			t.Errorf("sees\n%s", out)
+		}
+		if out := f.exec(c, "write", "/sys/fs/cgroup/memory/memory.limit_in_bytes"); !strings.Contains(out, "read-only") {
+			t.Errorf("write: %s", out)
+		}
+	}
+	pids, err := c.Cgroup().Procs()
+	if err != nil || !slices.Contains(pids, c.Init().Pid()) {
+		t.Errorf("processes %v, %v", pids, err)
 	}
 }
