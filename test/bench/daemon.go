@@ -27,6 +27,10 @@ func ownDaemon(ctx context.Context, o *options) (end func(), err error) {
 		return nil, err
 	}
 	n.Quiet = true
+	// As on a real node, where /run is a tmpfs.
+	if n.Run, err = os.MkdirTemp("/dev/shm", "lsb"); err != nil {
+		return nil, err
+	}
 	if err := n.Start(ctx); err != nil {
 		return nil, err
 	}
@@ -36,6 +40,7 @@ func ownDaemon(ctx context.Context, o *options) (end func(), err error) {
 		}
 		os.Remove(o.Cgroup)
 		os.RemoveAll(dir)
+		os.RemoveAll(n.Run)
 	}
 	o.Endpoint = n.Socket()
 	o.Cgroup = filepath.Join("/sys/fs/cgroup/cpuacct", fmt.Sprintf("longshore-bench-%d", os.Getpid()))

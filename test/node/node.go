@@ -19,6 +19,7 @@ import (
 // Node is a daemon and the room it lives in.
 type Node struct {
 	Dir     string // everything of the daemon lies below
+	Run     string // its run_dir; below Dir unless it shall be on a tmpfs
 	Bin     string // directory of the binaries
 	Cgroup  string // parent of the pods' cgroups, without leading slash
 	Room    *Room
@@ -37,7 +38,7 @@ func New(dir, bin string) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &Node{Dir: dir, Bin: bin, Room: room, Cgroup: "longshore-test-" + strings.ReplaceAll(filepath.Base(dir), "/", "-") + fmt.Sprint(os.Getpid())}
+	n := &Node{Dir: dir, Run: filepath.Join(dir, "run"), Bin: bin, Room: room, Cgroup: "longshore-test-" + strings.ReplaceAll(filepath.Base(dir), "/", "-") + fmt.Sprint(os.Getpid())}
 	for _, sub := range []string{"run", "lib", "net.d", "logs"} {
 		if err := os.MkdirAll(n.Path(sub), 0o755); err != nil {
 			return nil, err
@@ -56,7 +57,7 @@ func New(dir, bin string) (*Node, error) {
 func (n *Node) Path(elem ...string) string { return filepath.Join(append([]string{n.Dir}, elem...)...) }
 
 // Socket is where the daemon listens.
-func (n *Node) Socket() string { return n.Path("run", "longshore.sock") }
+func (n *Node) Socket() string { return filepath.Join(n.Dir, "longshore.sock") }
 
 // WriteConfig writes the daemon's configuration and gives its path.
 func (n *Node) WriteConfig() (string, error) {
@@ -75,7 +76,7 @@ cgroup_parent = %q
 conf_dir = %q
 cache_dir = %q
 data_dir = %q
-`, n.Socket(), n.Path("run"), n.Path("lib"), level, n.Extra, "/"+n.Cgroup, n.Path("net.d"), n.Path("lib", "cni"), n.Path("lib", "cni", "networks"))
+`, n.Socket(), n.Run, n.Path("lib"), level, n.Extra, "/"+n.Cgroup, n.Path("net.d"), n.Path("lib", "cni"), n.Path("lib", "cni", "networks"))
 	path := n.Path("config.toml")
 	return path, os.WriteFile(path, []byte(config), 0o644)
 }

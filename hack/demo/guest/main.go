@@ -17,6 +17,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // commands by name; arguments follow.
@@ -286,11 +288,12 @@ func upper([]string) error {
 
 // tty says whether stdin is a terminal, and its size.
 func tty([]string) error {
-	info, err := os.Stdin.Stat()
+	size, err := unix.IoctlGetWinsize(0, unix.TIOCGWINSZ)
 	if err != nil {
-		return err
+		fmt.Println("terminal false")
+		return nil
 	}
-	fmt.Println("terminal", info.Mode()&os.ModeCharDevice != 0 && info.Mode()&os.ModeDevice != 0)
+	fmt.Println("terminal true", size.Col, size.Row)
 	return nil
 }
 

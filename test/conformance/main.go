@@ -1,0 +1,121 @@
+// Command conformance runs critest against a private daemon.
+//
+// It builds critest, makes look-alikes of the images critest wants, serves them
+// from a registry, starts a daemon whose registries are mirrored there, and
+// compares what critest says with the list of known failures. Everything it
+// makes is below one temporary directory and in namespaces of its own, and is
+// gone when it ends; only the tools and the last run's logs stay, in bin/.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"time"
+
+	"github.com/longshore/longshore/test/node"
+	"golang.org/x/sys/unix"
+)
+
+// options are the command line's.
+type options struct {
+	bin   string // the daemon and the shim
+	cache string // tools and logs
+	known string
+	focus string
+	limit time.Duration
+}
+
+func main() {
+	var o options
+	flag.StringVar(&o.bin, "bin", "../../bin", "directory of longshore and longshore-shim")
+	flag.StringVar(&o.cache, "cache", "bin", "directory that keeps critest, crictl and the logs of the last run")
+	flag.StringVar(&o.known, "known", "known-failures.txt", "specs that are known to fail, each with its reason")
+	flag.StringVar(&o.focus, "focus", "", "run only the specs that match this regular expression")
+	flag.DurationVar(&o.limit, "limit", 11*time.Minute, "how long critest may take")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
+	defer stop()
+	specs, known, err := run(ctx, o)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "conformance:", err)
+	}
+	// The counts are the last line, whatever else there is to say.
+	if specs != nil && !judge(os.Stdout, specs, known) || err != nil {
+		os.Exit(1)
+	}
+}
+
+// run gives what the specs said and what was known of them.
+func run(ctx context.Context, o options) (specs []spec, known map[string]string, err error) {
+	if os.Getuid() != 0 {
+		return nil, nil, errors.New("real containers need root")
+	}
+	if known, err = readKnown(o.known); err != nil {
+		return nil, nil, err
+	}
+	for _, dir := range []*string{&o.bin, &o.cache} {
+		if *dir, err = filepath.Abs(*dir); err != nil {
+			return nil, nil, err
+		}
+	}
+	tools, err := prepare(ctx, o.cache)
+	if err != nil {
+		return nil, nil, err
+	}
+	images, err := lookAlikes(tools)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make images: %w", err)
+	}
+	specs, err = test(ctx, o, tools, images)
+	return specs, known, err
+}
+
+// test makes the room, runs critest in it and takes everything down again.
+func test(ctx context.Context, o options, tools tools, images []lookAlike) (specs []spec, err error) {
+	logs := filepath.Join(o.cache, "last")
+	if err := os.RemoveAll(logs); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(logs, 0o755); err != nil {
+		return nil, err
+	}
+	// Short, because the path of a unix socket is.
+	dir, err := os.MkdirTemp("", "ls")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	n, err := newNode(dir, o.bin)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, n.Close(), keepLog(n, logs)) }()
+	specs, err = testIn(ctx, n, o, tools, images, logs)
+	if err != nil {
+		return nil, err
+	}
+	return specs, cleared(ctx, n)
+}
+
+// testIn fills a registry, starts the daemon and runs critest.
+func testIn(ctx context.Context, n *node.Node, o options, tools tools, images []lookAlike, logs string) (specs []spec, err error) {
+	registry, err := startRegistry(ctx, n.Room, tools.registry, n.Path("registry"), filepath.Join(logs, "registry.log"))
+	if err != nil {
+		return nil, fmt.Errorf("start registry: %w", err)
+	}
+	defer func() { err = errors.Join(err, registry.stop()) }()
+	fmt.Printf("filling the registry with %d images\n", len(images))
+	if err := fill(ctx, n.Room, images); err != nil {
+		return nil, fmt.Errorf("fill registry: %w", err)
+	}
+	if err := n.Start(ctx); err != nil {
+		return nil, fmt.Errorf("start daemon: %w", err)
+	}
+	fmt.Println("running critest; its output goes to", filepath.Join(logs, "critest.log"))
+	return critest(ctx, n, tools.critest, logs, o)
+}

@@ -1,0 +1,112 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+)
+
+// criTools is the release of critest whose specs known-failures.txt names.
+const criTools = "sigs.k8s.io/cri-tools@v1.36.0"
+
+// tools are the files that a run needs and that the next one finds again.
+type tools struct {
+	critest  string
+	guest    []byte // the program of package guest
+	busybox  string // a busybox whose shell runs its applets as programs
+	registry string // the binary of Debian's docker-registry
+}
+
+// prepare installs and builds what is missing.
+func prepare(ctx context.Context, cache string) (tools, error) {
+	var t tools
+	dir := filepath.Join(cache, strings.ReplaceAll(filepath.Base(criTools), "@", "-"))
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return t, err
+	}
+	t.critest = filepath.Join(dir, "critest")
+	t.busybox = filepath.Join(dir, "busybox")
+	if err := buildCriTools(ctx, dir); err != nil {
+		return t, err
+	}
+	guest := filepath.Join(dir, "guest")
+	if err := command(ctx, "", "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", guest, "./guest"); err != nil {
+		return t, err
+	}
+	var err error
+	if t.guest, err = os.ReadFile(guest); err != nil {
+		return t, err
+	}
+	if err := fetchBusybox(ctx, t.busybox); err != nil {
+		return t, err
+	}
+	t.registry, err = installed(ctx, "docker-registry", "docker-registry")
+	if err != nil {
+		return t, err
+	}
+	// HostIPC's specs run it on the node.
+	_, err = installed(ctx, "ipcmk", "util-linux")
+	return t, err
+}
+
+// buildCriTools builds critest and crictl as their own Makefile does, with the
+// versions of their own go.mod, not ours.
+func buildCriTools(ctx context.Context, dir string) error {
+	critest, crictl := filepath.Join(dir, "critest"), filepath.Join(dir, "crictl")
+	if exists(critest) && exists(crictl) {
+		return nil
+	}
+	fmt.Println("building critest and crictl of", criTools)
+	cmd := exec.CommandContext(ctx, "go", "mod", "download", "-json", criTools)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return fmt.Errorf("download %s: %w", criTools, err)
+	}
+	var module struct{ Dir, Version string }
+	if err := json.Unmarshal(out, &module); err != nil {
+		return fmt.Errorf("download %s: %w", criTools, err)
+	}
+	version := "-s -w -X sigs.k8s.io/cri-tools/pkg/version.Version=" + strings.TrimPrefix(module.Version, "v")
+	if err := command(ctx, module.Dir, "go", "build", "-trimpath", "-ldflags", version, "-o", crictl, "./cmd/crictl"); err != nil {
+		return err
+	}
+	return command(ctx, module.Dir, "go", "test", "-c", "-trimpath", "-ldflags", version, "-o", critest, "./cmd/critest")
+}
+
+// installed finds a program, after installing its package if need be.
+func installed(ctx context.Context, program, pkg string) (string, error) {
+	if path, err := exec.LookPath(program); err == nil {
+		return path, nil
+	}
+	if err := command(ctx, "", "apt-get", "update", "-qq"); err != nil {
+		return "", err
+	}
+	if err := command(ctx, "", "apt-get", "install", "-y", "-qq", "--no-install-recommends", pkg); err != nil {
+		return "", err
+	}
+	return exec.LookPath(program)
+}
+
+// command runs a program that is silent unless it fails.
+func command(ctx context.Context, dir, name string, args ...string) error {
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off", "DEBIAN_FRONTEND=noninteractive")
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("%s %s: %w\n%s", name, strings.Join(args, " "), err, out.Bytes())
+	}
+	return nil
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
