@@ -78,7 +78,8 @@ func capMask(field string, names []string) (uint64, error) {
 // parseCaps reads the sets of the spec. What available lacks is dropped from
 // every set: nobody can grant a capability that he has not got, and a
 // container is better off without it than not at all. The permitted set bounds
-// the effective one, and permitted and inheritable the ambient one.
+// the effective one, the bounding set the inheritable one, and permitted and
+// inheritable the ambient one.
 func parseCaps(spec *specs.LinuxCapabilities, available uint64) (capSets, error) {
 	var c capSets
 	if spec == nil {
@@ -102,7 +103,7 @@ func parseCaps(spec *specs.LinuxCapabilities, available uint64) (capSets, error)
 		*set.mask = mask & available
 	}
 	c.effective &= c.permitted
-	c.inheritable &= c.bounding | c.permitted
+	c.inheritable &= c.bounding
 	c.ambient &= c.permitted & c.inheritable
 	return c, nil
 }

@@ -62,6 +62,7 @@ type Container struct {
 	mu      sync.Mutex
 	pending *launching // until Start
 	closed  bool
+	removed bool // the cgroup is
 
 	hookErrs []error // of hooks whose failure stops nothing
 }
@@ -101,32 +102,38 @@ func (c *Container) Start() error {
 // Close releases what the container holds: the root, whose overlay may sync
 // its disk now, and the cgroup. Call it after the exit was reported; a process
 // that was never started is ended. Errors of poststart and poststop hooks,
-// which stop nothing, are among its errors. It may be called again.
+// which stop nothing, are among its errors. It may be called again, to remove a
+// cgroup that still held a process.
 func (c *Container) Close() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.closed {
+	var errs []error
+	if !c.closed {
+		c.closed = true
+		c.release()
+		errs = c.hookErrs
+	}
+	if c.removed {
 		return nil
 	}
-	c.closed = true
+	if err := c.group.Remove(); err != nil {
+		return errors.Join(append(errs, fmt.Errorf("remove cgroup of container %s: %w", c.id, err))...)
+	}
+	c.removed = true
+	return errors.Join(errs...)
+}
+
+func (c *Container) release() {
 	if c.pending != nil {
 		c.pending.abort()
 		c.pending = nil
 	}
-	var errs []error
 	for _, fd := range []int{c.devpts, c.root} {
 		if fd >= 0 {
 			unix.Close(fd)
 		}
 	}
 	c.lateHooks("poststop", c.hooks().Poststop, specs.StateStopped)
-	errs = append(errs, c.hookErrs...)
-	if c.group != nil {
-		if err := c.group.Remove(); err != nil {
-			errs = append(errs, fmt.Errorf("remove cgroup of container %s: %w", c.id, err))
-		}
-	}
-	return errors.Join(errs...)
 }
 
 // rootDir is the directory of the spec's root on the host.

@@ -98,11 +98,20 @@ func TestContainerSeesItsOwnWorld(t *testing.T) {
 				}
 				defer RemoveTemplate(f.cfg.Template)
 			}
+			f.spec.Mounts = append(f.spec.Mounts,
+				specs.Mount{Destination: "/frozen", Type: "tmpfs", Options: []string{"ro"}},
+				specs.Mount{Destination: "/frozen/volume", Type: "tmpfs"})
 			out, status := f.run()
 			if status != 0 {
 				t.Errorf("status %#x", status)
 			}
-			checkDefaults(t, decode(t, out))
+			r := decode(t, out)
+			checkDefaults(t, r)
+			for at, want := range map[string]string{"/frozen": " ro,", "/frozen/volume": " rw,", "/sys": " ro,", "/proc/keys": " /null ", "/proc/sys": " ro,"} {
+				if line := mountOf(r, at); !strings.Contains(line, want) {
+					t.Errorf("mount at %s is %q, want %q", at, line, want)
+				}
+			}
 		})
 	}
 }
@@ -138,6 +147,9 @@ func TestWaitReportsSignal(t *testing.T) {
 	status, err := c.Init().Wait()
 	if err != nil || !status.Signaled() || status.Signal() != unix.SIGKILL {
 		t.Errorf("status %#x, %v", status, err)
+	}
+	if !c.init.exited() {
+		t.Error("looks alive")
 	}
 	if err := c.Init().Signal(0); !errors.Is(err, unix.ESRCH) {
 		t.Errorf("signal after the end: %v", err)
@@ -262,7 +274,22 @@ func TestExecNamesMissingCommand(t *testing.T) {
 }
 
 func TestTerminal(t *testing.T) {
-	f := newFixture(t, "tty")
+	t.Run("detached", func(t *testing.T) { testTerminal(t, newFixture(t, "tty")) })
+	t.Run("attached", func(t *testing.T) {
+		f := newFixture(t, "tty")
+		old := kernel
+		defer func() { kernel = old }()
+		kernel.noDetachedTargets, kernel.noWorkshop = true, false
+		testTerminal(t, f)
+	})
+	t.Run("user namespace", func(t *testing.T) {
+		f := newFixture(t, "tty")
+		f.userNS("")
+		testTerminal(t, f)
+	})
+}
+
+func testTerminal(t *testing.T, f *fixture) {
 	f.spec.Process.Terminal = true
 	f.spec.Process.ConsoleSize = &specs.Box{Height: 33, Width: 77}
 	c := f.create()
@@ -350,4 +377,22 @@ func readAll(t *testing.T, r io.Reader) string {
 		t.Fatal(err)
 	}
 	return string(data)
+}
+
+// TestExecAfterEndBeforeWait: the pid namespace is dead and nobody reaped its
+// first process.
+func TestExecAfterEndBeforeWait(t *testing.T) {
+	f := newFixture(t, "exit", "0")
+	c := f.create()
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	readAll(t, f.out)
+	for !c.init.exited() {
+		fds := []unix.PollFd{{Fd: int32(c.init.pidfd.Fd()), Events: unix.POLLIN}}
+		unix.Poll(fds, -1)
+	}
+	if _, err := c.Exec(c.spec.Process, Stdio{}); !errors.Is(err, unix.ESRCH) {
+		t.Errorf("exec: %v", err)
+	}
 }

@@ -1,7 +1,6 @@
 package launch
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -207,7 +206,8 @@ func (e *execution) clone(pl *plan, taken *undo.Stack) error {
 	}
 	err = e.launching.clone(0, pidNS, into, false)
 	unix.Close(childEnd)
-	if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ESRCH) {
+	if err != nil && c.init.exited() {
+		// A pid namespace without its first process takes no other: ENOMEM.
 		err = fmt.Errorf("the container has ended: %w", unix.ESRCH)
 	}
 	return err

@@ -128,6 +128,20 @@ func (p *Process) kill() {
 	}
 }
 
+// exited says whether the process has ended, reaped or not: its pidfd is
+// readable then (Linux 5.3).
+func (p *Process) exited() bool {
+	raw, err := p.pidfd.SyscallConn()
+	if err != nil {
+		return true
+	}
+	ready := 0
+	err = raw.Control(func(fd uintptr) {
+		ready, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+	})
+	return err != nil || ready > 0
+}
+
 // dupPidfd gives a pidfd of its own to the caller.
 func (p *Process) dupPidfd() (int, error) {
 	raw, err := p.pidfd.SyscallConn()

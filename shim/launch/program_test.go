@@ -165,6 +165,7 @@ func TestCaps(t *testing.T) {
 		{"not ours to give", &specs.LinuxCapabilities{Bounding: kill, Effective: kill, Permitted: kill}, 1, capSets{1, 1, 1, 0, 0}},
 		{"effective within permitted", &specs.LinuxCapabilities{Bounding: kill, Effective: kill, Permitted: chown}, ^uint64(0), capSets{0x21, 1, 1, 0, 0}},
 		{"ambient within both", &specs.LinuxCapabilities{Bounding: kill, Permitted: kill, Inheritable: chown, Ambient: kill}, ^uint64(0), capSets{0x21, 0, 0x21, 1, 1}},
+		{"inheritable within bounding", &specs.LinuxCapabilities{Bounding: chown, Permitted: kill, Inheritable: kill}, ^uint64(0), capSets{1, 0, 0x21, 1, 0}},
 	} {
 		got, err := parseCaps(tt.in, tt.available)
 		if err != nil || got != tt.want {
