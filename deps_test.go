@@ -27,7 +27,7 @@ var mayImport = map[string][]string{
 	// One process per container: it links little, and neither grpc nor k8s.
 	"shim":        {"cni", "internal", "golang.org/x/sys", "github.com/opencontainers/runtime-spec"},
 	"shim/api":    {"internal"},
-	"shim/client": {"shim/api", "internal", "golang.org/x/sys", "github.com/containerd/ttrpc", "google.golang.org/protobuf"},
+	"shim/client": {"shim/api", "internal", "golang.org/x/sys", "github.com/containerd/ttrpc", "google.golang.org/protobuf", "google.golang.org/grpc/status"},
 	"internal":    {"golang.org/x/sys", "github.com/opencontainers/runtime-spec"},
 	"hack":        {"images/archive", "k8s.io/cri-api", "google.golang.org/grpc", "golang.org/x/sys", "github.com/opencontainers/image-spec"},
 }

@@ -217,7 +217,7 @@ func TestReadonlyRoot(t *testing.T) {
 	if out := f.exec(c, "write", "/new"); !strings.Contains(out, "read-only") {
 		t.Errorf("write to the root: %s", out)
 	}
-	if out := f.exec(c, "write", "/scratch/new"); out != "<nil>\n" {
+	if out := f.exec(c, "write", "/scratch/new"); !strings.HasPrefix(out, "<nil>\n") {
 		t.Errorf("write to a mount: %s", out)
 	}
 }
@@ -333,7 +333,7 @@ func TestSeccomp(t *testing.T) {
 			}
 			out, _ := f.run()
 			r := decode(t, out)
-			if r.Status["Seccomp"] != "2" || r.Umask != -1 && r.Umask != 0xffffffff && r.Umask != int(^uintptr(0)>>1) && r.Umask == 0o022 {
+			if r.Status["Seccomp"] != "2" || r.Umask != -1 {
 				t.Errorf("seccomp mode %s, umask %d", r.Status["Seccomp"], r.Umask)
 			}
 			if r.Status["CapEff"] != "00000000a80425fb" {
