@@ -192,7 +192,7 @@ func (k *creation) clone(taken *undo.Stack) error {
 	if err := writeIDMaps(k.proc.pid, ns.uids, ns.gids); err != nil {
 		return err
 	}
-	return k.link.open()
+	return k.pass()
 }
 
 func pidOf(ns *namespaces) int {
