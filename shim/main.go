@@ -34,6 +34,10 @@ func run(args []string) error {
 	if len(args) != 1 || args[0] != "serve" {
 		return fmt.Errorf("usage: longshore-shim serve, with a listening socket as descriptor %d and the daemon's pipe as %d", fdListener, fdLifeline)
 	}
+	// Started from a descriptor, the process would have its number as its name.
+	if err := os.WriteFile("/proc/self/comm", []byte("longshore-shim"), 0); err != nil {
+		return err
+	}
 	l, err := inheritedListener()
 	if err != nil {
 		return err

@@ -176,7 +176,9 @@ func (s *service) removeSandbox(_ context.Context, decode func(any) error, _ *ap
 func unmakeSandbox(ctx context.Context, sandbox *api.Sandbox) error {
 	var errs []error
 	if sandbox.Network != nil {
-		if err := plugin.Del(ctx, attachment(sandbox)); err != nil {
+		a := attachment(sandbox)
+		a.NetNSGoes = true
+		if err := plugin.Del(ctx, a); err != nil {
 			errs = append(errs, fmt.Errorf("detach pod %s from its network: %w", sandbox.ID, err))
 		}
 	}

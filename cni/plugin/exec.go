@@ -37,8 +37,9 @@ const (
 // executor runs plugins for libcni: in this process where it can.
 type executor struct {
 	version.PluginDecoder
-	dataDir string
-	nat     *nat.Conn // opened when first needed
+	dataDir   string
+	netNSGoes bool      // see [Attachment]
+	nat       *nat.Conn // opened when first needed
 }
 
 // close ends what the plugins of a chain shared.

@@ -56,6 +56,10 @@ type Attachment struct {
 	CgroupPath     string
 	PodAnnotations map[string]string
 
+	// NetNSGoes says to Del that the namespace is removed next, and with it the
+	// interfaces: the built-in bridge then leaves the deletion to the kernel.
+	NetNSGoes bool
+
 	BinDirs  []string // of plugins that are not built in
 	CacheDir string   // of results
 	DataDir  string   // of addresses, where the configuration names none
@@ -122,7 +126,7 @@ func newRunner(a Attachment) (*runner, error) {
 	if len(list.Plugins) == 0 {
 		return nil, fmt.Errorf("network configuration %q: no plugins", list.Name)
 	}
-	exec := &executor{dataDir: a.DataDir}
+	exec := &executor{dataDir: a.DataDir, netNSGoes: a.NetNSGoes}
 	return &runner{
 		exec: exec,
 		list: list,
