@@ -5,4 +5,5 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 hack/build.sh
 cd test/conformance
-exec go run . -bin ../../bin "$@"
+go build -o bin/conformance .
+exec bin/conformance -bin ../../bin "$@"

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/longshore/longshore/images/archive"
@@ -53,35 +54,49 @@ func fetchBusybox(ctx context.Context, to string) error {
 	return fmt.Errorf("package %s holds no busybox", filepath.Base(packages[0]))
 }
 
-// busyboxLayer has busybox, a hard link to it for each applet, as the real
-// image has, and the libraries it needs. Names that skip has are left out.
-func busyboxLayer(path string, skip map[string]bool) ([]archive.File, error) {
-	data, err := os.ReadFile(path)
+// busybox is the program, the names it goes by and the libraries it needs.
+type busybox struct {
+	program   []byte
+	applets   []string
+	libraries []archive.File
+}
+
+// readBusybox asks the program itself.
+func readBusybox(path string) (busybox, error) {
+	program, err := os.ReadFile(path)
 	if err != nil {
-		return nil, err
+		return busybox{}, err
 	}
-	files := []archive.File{{Name: "bin/busybox", Mode: 0o755, Data: data}}
 	applets, err := exec.Command(path, "--list").Output()
 	if err != nil {
-		return nil, fmt.Errorf("list applets: %w", err)
+		return busybox{}, fmt.Errorf("list applets: %w", err)
 	}
-	for name := range strings.FieldsSeq(string(applets)) {
-		if !skip[name] {
-			files = append(files, archive.File{Name: "bin/" + name, Type: tar.TypeLink, Linkname: "bin/busybox"})
-		}
-	}
-	libraries, err := libraries(path)
+	needed, err := libraries(path)
 	if err != nil {
-		return nil, fmt.Errorf("find libraries of busybox: %w", err)
+		return busybox{}, fmt.Errorf("find libraries of busybox: %w", err)
 	}
-	for _, library := range libraries {
+	b := busybox{program: program, applets: strings.Fields(string(applets))}
+	for _, library := range needed {
 		data, err := os.ReadFile(library)
 		if err != nil {
-			return nil, err
+			return busybox{}, err
 		}
-		files = append(files, archive.File{Name: strings.TrimPrefix(library, "/"), Mode: 0o755, Data: data})
+		b.libraries = append(b.libraries, archive.File{Name: strings.TrimPrefix(library, "/"), Mode: 0o755, Data: data})
 	}
-	return files, nil
+	return b, nil
+}
+
+// files has a hard link for each applet, as the real image has. Those of the
+// guest's programs are left out: a layer must not list a path twice.
+func (b *busybox) files(guests []string) []archive.File {
+	files := append([]archive.File{{Name: "bin/busybox", Mode: 0o755, Data: b.program}}, b.libraries...)
+	for _, applet := range b.applets {
+		name := "bin/" + applet
+		if applet != "busybox" && !slices.Contains(guests, name) {
+			files = append(files, archive.File{Name: name, Type: tar.TypeLink, Linkname: "bin/busybox"})
+		}
+	}
+	return files
 }
 
 // libraries are the loader and what it says it would load.

@@ -35,8 +35,9 @@ func critest(ctx context.Context, n *node.Node, program, logs string, o options)
 	endpoint := "unix://" + n.Socket()
 	ctx, cancel := context.WithTimeout(ctx, o.limit+2*grace)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, program, "-runtime-endpoint", endpoint, "-image-endpoint", endpoint,
-		"-ginkgo.no-color", "-ginkgo.json-report", report, "-ginkgo.timeout", o.limit.String(), "-ginkgo.focus", o.focus)
+	args := append([]string{"-runtime-endpoint", endpoint, "-image-endpoint", endpoint, "-ginkgo.no-color",
+		"-ginkgo.json-report", report, "-ginkgo.timeout", o.limit.String(), "-ginkgo.focus", o.focus}, o.extra...)
+	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Env = append(os.Environ(), "TMPDIR="+tmp)
 	cmd.Dir = tmp
 	cmd.Stdout, cmd.Stderr = out, out

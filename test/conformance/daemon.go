@@ -51,6 +51,22 @@ func cleared(ctx context.Context, n *node.Node) error {
 	return err
 }
 
+// end stops the daemon, keeps its log and removes the cgroup above its
+// pods, which the daemon leaves as it would leave one that an operator made.
+func end(n *node.Node, logs string) error {
+	err := errors.Join(n.Close(), keepLog(n, logs))
+	for _, pattern := range []string{"/sys/fs/cgroup/*/", "/sys/fs/cgroup/"} {
+		dirs, _ := filepath.Glob(pattern + n.Cgroup) // the pattern is good
+		for _, dir := range dirs {
+			// Two names of one hierarchy find it gone the second time.
+			if removeErr := os.Remove(dir); !errors.Is(removeErr, os.ErrNotExist) {
+				err = errors.Join(err, removeErr)
+			}
+		}
+	}
+	return err
+}
+
 // keepLog saves what the daemon said.
 func keepLog(n *node.Node, to string) error {
 	data, err := os.ReadFile(n.Path("daemon.log"))

@@ -29,12 +29,8 @@ var guests = []string{"bin/pgrep", "bin/ipcs", "usr/sbin/nginx", "usr/local/bin/
 
 // lookAlikes makes every image that the specs of critest name, except the one
 // that is pulled by a digest: its bytes cannot be made again.
-func lookAlikes(t tools) ([]lookAlike, error) {
-	system, err := busyboxLayer(t.busybox, map[string]bool{"busybox": true, "pgrep": true, "ipcs": true})
-	if err != nil {
-		return nil, err
-	}
-	system = append(system, archive.File{Name: "bin/guest", Mode: 0o755, Data: t.guest})
+func lookAlikes(t tools) []lookAlike {
+	system := append(t.busybox.files(guests), archive.File{Name: "bin/guest", Mode: 0o755, Data: t.guest})
 	for _, name := range guests {
 		system = append(system, archive.File{Name: name, Type: tar.TypeLink, Linkname: "bin/guest"})
 	}
@@ -68,7 +64,7 @@ func lookAlikes(t tools) ([]lookAlike, error) {
 		mark := []archive.File{{Name: "test-image-" + name, Mode: 0o644}}
 		images = append(images, with(staging+"test-image-"+name, tags, shell, mark))
 	}
-	return images, nil
+	return images
 }
 
 // staging is the repository of images that are cri-tools' own.

@@ -28,6 +28,7 @@ type options struct {
 	known string
 	focus string
 	limit time.Duration
+	extra []string // for critest
 }
 
 func main() {
@@ -37,7 +38,12 @@ func main() {
 	flag.StringVar(&o.known, "known", "known-failures.txt", "specs that are known to fail, each with its reason")
 	flag.StringVar(&o.focus, "focus", "", "run only the specs that match this regular expression")
 	flag.DurationVar(&o.limit, "limit", 11*time.Minute, "how long critest may take")
+	flag.Usage = func() {
+		fmt.Fprintln(flag.CommandLine.Output(), "usage: conformance [flags] [flags of critest, as -websocket-exec, after --]")
+		flag.PrintDefaults()
+	}
 	flag.Parse()
+	o.extra = flag.Args()
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
 	defer stop()
 	specs, known, err := run(ctx, o)
@@ -67,16 +73,12 @@ func run(ctx context.Context, o options) (specs []spec, known map[string]string,
 	if err != nil {
 		return nil, nil, err
 	}
-	images, err := lookAlikes(tools)
-	if err != nil {
-		return nil, nil, fmt.Errorf("make images: %w", err)
-	}
-	specs, err = test(ctx, o, tools, images)
+	specs, err = test(ctx, o, tools)
 	return specs, known, err
 }
 
 // test makes the room, runs critest in it and takes everything down again.
-func test(ctx context.Context, o options, tools tools, images []lookAlike) (specs []spec, err error) {
+func test(ctx context.Context, o options, tools tools) (specs []spec, err error) {
 	logs := filepath.Join(o.cache, "last")
 	if err := os.RemoveAll(logs); err != nil {
 		return nil, err
@@ -94,21 +96,22 @@ func test(ctx context.Context, o options, tools tools, images []lookAlike) (spec
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, n.Close(), keepLog(n, logs)) }()
-	specs, err = testIn(ctx, n, o, tools, images, logs)
+	defer func() { err = errors.Join(err, end(n, logs)) }()
+	specs, err = testIn(ctx, n, o, tools, logs)
 	if err != nil {
-		return nil, err
+		return specs, err
 	}
 	return specs, cleared(ctx, n)
 }
 
 // testIn fills a registry, starts the daemon and runs critest.
-func testIn(ctx context.Context, n *node.Node, o options, tools tools, images []lookAlike, logs string) (specs []spec, err error) {
+func testIn(ctx context.Context, n *node.Node, o options, tools tools, logs string) (specs []spec, err error) {
 	registry, err := startRegistry(ctx, n.Room, tools.registry, n.Path("registry"), filepath.Join(logs, "registry.log"))
 	if err != nil {
 		return nil, fmt.Errorf("start registry: %w", err)
 	}
 	defer func() { err = errors.Join(err, registry.stop()) }()
+	images := lookAlikes(tools)
 	fmt.Printf("filling the registry with %d images\n", len(images))
 	if err := fill(ctx, n.Room, images); err != nil {
 		return nil, fmt.Errorf("fill registry: %w", err)

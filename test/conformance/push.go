@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/url"
 
 	"github.com/longshore/longshore/test/node"
 	"github.com/opencontainers/go-digest"
@@ -29,21 +28,29 @@ func fill(ctx context.Context, room *node.Room, images []lookAlike) error {
 	defer transport.CloseIdleConnections()
 	p := &pusher{"http://" + registryAddress, &http.Client{Transport: transport}}
 	for _, image := range images {
-		layout, err := image.build()
-		if err != nil {
+		if err := p.push(ctx, image); err != nil {
 			return err
 		}
-		last := len(layout.Blobs) - 1
-		for _, blob := range layout.Blobs[:last] {
-			if err := p.blob(ctx, image.repository, blob); err != nil {
-				return err
-			}
+	}
+	return nil
+}
+
+// push uploads an image under each of its tags.
+func (p *pusher) push(ctx context.Context, image lookAlike) error {
+	layout, err := image.build()
+	if err != nil {
+		return err
+	}
+	last := len(layout.Blobs) - 1
+	for _, blob := range layout.Blobs[:last] {
+		if err := p.blob(ctx, image.repository, blob); err != nil {
+			return err
 		}
-		for _, tag := range image.tags {
-			target := p.base + "/v2/" + image.repository + "/manifests/" + tag
-			if _, err := p.do(ctx, http.MethodPut, target, layout.Manifest.MediaType, layout.Blobs[last], http.StatusCreated); err != nil {
-				return err
-			}
+	}
+	for _, tag := range image.tags {
+		target := p.base + "/v2/" + image.repository + "/manifests/" + tag
+		if _, err := p.do(ctx, http.MethodPut, target, layout.Manifest.MediaType, layout.Blobs[last], http.StatusCreated); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -75,9 +82,6 @@ func (p *pusher) blob(ctx context.Context, repository string, data []byte) error
 // do sends a request and expects one status; the body of the answer is read
 // and closed.
 func (p *pusher) do(ctx context.Context, method, target, contentType string, body []byte, want int) (*http.Response, error) {
-	if _, err := url.Parse(target); err != nil {
-		return nil, err
-	}
 	request, err := http.NewRequestWithContext(ctx, method, target, bytes.NewReader(body))
 	if err != nil {
 		return nil, err

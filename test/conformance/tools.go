@@ -18,7 +18,7 @@ const criTools = "sigs.k8s.io/cri-tools@v1.36.0"
 type tools struct {
 	critest  string
 	guest    []byte // the program of package guest
-	busybox  string // a busybox whose shell runs its applets as programs
+	busybox  busybox
 	registry string // the binary of Debian's docker-registry
 }
 
@@ -30,7 +30,6 @@ func prepare(ctx context.Context, cache string) (tools, error) {
 		return t, err
 	}
 	t.critest = filepath.Join(dir, "critest")
-	t.busybox = filepath.Join(dir, "busybox")
 	if err := buildCriTools(ctx, dir); err != nil {
 		return t, err
 	}
@@ -42,7 +41,11 @@ func prepare(ctx context.Context, cache string) (tools, error) {
 	if t.guest, err = os.ReadFile(guest); err != nil {
 		return t, err
 	}
-	if err := fetchBusybox(ctx, t.busybox); err != nil {
+	busybox := filepath.Join(dir, "busybox")
+	if err := fetchBusybox(ctx, busybox); err != nil {
+		return t, err
+	}
+	if t.busybox, err = readBusybox(busybox); err != nil {
 		return t, err
 	}
 	t.registry, err = installed(ctx, "docker-registry", "docker-registry")
