@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/longshore/longshore/images/registrytest"
 	"github.com/longshore/longshore/test/node"
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
@@ -35,6 +36,9 @@ type session struct {
 	ids  map[string]string // name -> id of a pod or container
 	pods map[string]*runtimeapi.PodSandboxConfig
 	logs map[string]string // container name -> log file
+
+	registry *registrytest.Registry
+	spoil    func(http.ResponseWriter, *http.Request) bool // answers a request instead of the registry
 }
 
 // patience bounds each call of a script.
@@ -46,7 +50,7 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 	"until": verb(waitFor), "inspect": verb(inspect), "inspectp": verb(inspectPod), "logs": verb(showLogs), "list": verb(list),
 	"leaks": verb(leaks), "update": verb(update), "reopen": verb(reopen), "status": verb(statusOf), "get": verb(get), "pull": verb(pull),
 	"images": verb(listImages), "rmi": verb(removeImage), "stats": verb(stats), "rotate": verb(rotate), "conf": verb(conf), "write": verb(write),
-	"killc": verb(killContainer),
+	"killc": verb(killContainer), "target": verb(target),
 }
 
 // verb makes a command of a script from one that returns an error: a gRPC
@@ -199,7 +203,7 @@ func create(s *session, ctx context.Context, args []string, _ io.Writer) error {
 		config.Args = rest[i+1:]
 		rest = rest[:i]
 	}
-	if len(rest) > 0 {
+	if len(rest) > 0 && rest[0] != "-" {
 		if err := merge(rest[0], config); err != nil {
 			return err
 		}
@@ -210,6 +214,16 @@ func create(s *session, ctx context.Context, args []string, _ io.Writer) error {
 	}
 	s.ids[name], s.logs[name] = resp.ContainerId, s.node.Path("logs", podName, config.LogPath)
 	return nil
+}
+
+// target NAME POD OTHER -- ARG... runs a container in another's pid namespace.
+func target(s *session, ctx context.Context, args []string, out io.Writer) error {
+	path := s.node.Path("target.json")
+	config := fmt.Sprintf(`{"linux": {"security_context": {"namespace_options": {"pid": "TARGET", "target_id": %q}}}}`, s.ids[args[2]])
+	if err := os.WriteFile(path, []byte(config), 0o644); err != nil {
+		return err
+	}
+	return runVerb(s, ctx, append([]string{args[0], args[1], path}, args[3:]...), out)
 }
 
 func start(s *session, ctx context.Context, args []string, _ io.Writer) error {

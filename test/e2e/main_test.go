@@ -75,7 +75,7 @@ func TestScripts(t *testing.T) {
 	needRoot(t)
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata",
-		Setup:               setup,
+		Setup:               func(env *testscript.Env) error { return setup(t, env) },
 		Cmds:                commands,
 		RequireExplicitExec: true,
 	})
@@ -83,7 +83,7 @@ func TestScripts(t *testing.T) {
 
 // setup gives each script a node of its own. Temporary directories of tests
 // have long names, and a unix socket's path is short: the node has its own.
-func setup(env *testscript.Env) error {
+func setup(t *testing.T, env *testscript.Env) error {
 	dir, err := os.MkdirTemp("", "ls")
 	if err != nil {
 		return err
@@ -94,6 +94,9 @@ func setup(env *testscript.Env) error {
 	}
 	s := &session{node: n, ids: map[string]string{}, logs: map[string]string{}}
 	env.Values[sessionKey{}] = s
+	if err := startRegistry(t, s); err != nil {
+		return err
+	}
 	env.Setenv("NODE", dir)
 	env.Setenv("IMAGE", image)
 	env.Setenv("BIN", bin)
