@@ -42,8 +42,11 @@ func run(args []string) error {
 	if err != nil {
 		return err
 	}
-	lifeline := os.NewFile(fdLifeline, "lifeline")
 	unix.CloseOnExec(fdLifeline)
+	if err := unix.SetNonblock(fdLifeline, true); err != nil { // so that waiting for it takes no thread
+		return fmt.Errorf("descriptor %d: %w", fdLifeline, err)
+	}
+	lifeline := os.NewFile(fdLifeline, "lifeline")
 	return serve(l, lifeline)
 }
 

@@ -42,15 +42,27 @@ func main() {
 	}
 }
 
-// enterNamespaces runs this program again in namespaces of its own and waits
-// for it; Ctrl-C is the other's to handle.
+// enterNamespaces runs this program again in namespaces of its own, passes
+// signals on to it, and waits for it.
 func enterNamespaces() error {
-	signal.Ignore(unix.SIGINT, unix.SIGTERM)
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, unix.SIGINT, unix.SIGTERM)
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Env = append(os.Environ(), insideEnv+"=1")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS}
-	return cmd.Run()
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS, Setpgid: true}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	go func() {
+		for sig := range signals {
+			_ = cmd.Process.Signal(sig) // it may have ended
+		}
+	}()
+	err := cmd.Wait()
+	signal.Stop(signals)
+	close(signals)
+	return err
 }
 
 func inside(bin string, once bool) (err error) {
