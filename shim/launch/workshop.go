@@ -110,14 +110,23 @@ func (a *assembly) inShop(step func() error) error {
 	return a.shop.run(step)
 }
 
-// finished gives the assembled root as one detached tree.
+// finished gives the assembled root as one detached tree. The copy that a
+// workshop's work is taken out with keeps peers and masters, but leaves out what
+// is unbindable: that is private before Linux 6.15.
 func (a *assembly) finished() (int, error) {
 	if a.shop == nil {
 		return a.root, nil
 	}
 	err := a.shop.run(func() (err error) {
+		for i := range a.sources {
+			if s := &a.sources[i]; s.opts.propagation == unix.MS_UNBINDABLE {
+				if err := setAttr(s.fd, 0, 0, unix.MS_PRIVATE, s.opts.recPropagation); err != nil {
+					return err
+				}
+			}
+		}
 		old := a.root
-		if a.root, err = cloneMount(old, true); err != nil {
+		if a.root, err = openTree(old, "", true); err != nil {
 			a.root = old
 			return err
 		}
