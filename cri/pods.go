@@ -146,3 +146,9 @@ func labelsMatch(labels, selector map[string]string) bool {
 	}
 	return true
 }
+
+// UpdatePodSandboxResources takes note that kubelet has changed the pod's
+// cgroup, which is its own.
+func (s *Server) UpdatePodSandboxResources(_ context.Context, req *runtimeapi.UpdatePodSandboxResourcesRequest) (*runtimeapi.UpdatePodSandboxResourcesResponse, error) {
+	return &runtimeapi.UpdatePodSandboxResourcesResponse{}, s.engine.UpdatePodResources(req.PodSandboxId, resources(req.Overhead), resources(req.Resources))
+}

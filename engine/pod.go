@@ -418,3 +418,20 @@ func resolvConf(dns *DNS) ([]byte, error) {
 	}
 	return []byte(b.String()), nil
 }
+
+// UpdatePodResources takes note of what a pod's cgroup, which the client
+// owns, has been set to.
+func (e *Engine) UpdatePodResources(id string, overhead, resources *Resources) error {
+	p, err := e.findPod(id)
+	if err != nil {
+		return err
+	}
+	return e.updatePod(p, func(r *Pod) {
+		if overhead != nil {
+			r.Config.Overhead = overhead
+		}
+		if resources != nil {
+			r.Config.Resources = resources
+		}
+	})
+}
