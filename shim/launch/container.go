@@ -43,6 +43,9 @@ type Config struct {
 	// Template is an empty mount namespace pinned by [PinTemplate]. It spares a
 	// copy of the host's mounts. Empty, or unfit for the container: a copy.
 	Template string
+	// Gate is a directory of the caller's. With it the container outlives this
+	// process without being ended at its gate: [Load] takes it up in another one.
+	Gate string
 }
 
 // Container is a container whose first process waits at the gate, runs, or
@@ -50,8 +53,9 @@ type Config struct {
 type Container struct {
 	id, bundle string
 	spec       *specs.Spec
-	root       int // kept open until Close, so that the exit is not held up by the overlay's sync
-	devpts     int // -1 without
+	gate       string // directory of a gate that outlives its maker; "" for none
+	root       int    // kept open until Close, so that the exit is not held up by the overlay's sync
+	devpts     int    // -1 without
 	host       *cgroup.Host
 	group      *cgroup.Group
 	init       *Process
@@ -85,6 +89,16 @@ func (c *Container) Start() error {
 	l := c.pending
 	c.pending = nil
 	c.mu.Unlock()
+	if c.gate != "" {
+		if l != nil {
+			l.link.close()
+			l.free()
+		}
+		if err := c.openGate(); err != nil {
+			return fmt.Errorf("start container %s: %w", c.id, err)
+		}
+		return nil
+	}
 	if l == nil {
 		return fmt.Errorf("start container %s: it was started or closed before: %w", c.id, unix.EALREADY)
 	}
@@ -127,6 +141,9 @@ func (c *Container) release() {
 	if c.pending != nil {
 		c.pending.abort()
 		c.pending = nil
+	}
+	if c.gate != "" {
+		removeGate(c.gate)
 	}
 	for _, fd := range []int{c.devpts, c.root} {
 		if fd >= 0 {

@@ -21,6 +21,7 @@ type creation struct {
 	procfs   int // private procfs of the host, for sysctls and labels; -1 without
 	fds      fdList
 	made     []*source // the mounts of the child
+	fifo     *fifoGate // nil for a gate that dies with this process
 	// The child's numbers of descriptors it keeps; 0 for none.
 	childCPU, childTemplate, childProcfs int
 }
@@ -31,7 +32,7 @@ func Create(cfg Config) (*Container, error) {
 	if err := checkConfig(&cfg); err != nil {
 		return nil, fmt.Errorf("create container %s: %w", cfg.ID, err)
 	}
-	c := &Container{id: cfg.ID, bundle: cfg.Bundle, spec: cfg.Spec, root: -1, devpts: -1}
+	c := &Container{id: cfg.ID, bundle: cfg.Bundle, spec: cfg.Spec, gate: cfg.Gate, root: -1, devpts: -1}
 	k := &creation{cfg: &cfg, c: c, template: -1, procfs: -1}
 	defer k.fds.closeAll()
 	var taken undo.Stack
@@ -97,11 +98,7 @@ func (k *creation) open(taken *undo.Stack) (err error) {
 	if c.host, err = hostCgroups(); err != nil {
 		return fmt.Errorf("find cgroups: %w", err)
 	}
-	path := spec.Linux.CgroupsPath
-	if path == "" {
-		path = "/longshore/" + k.cfg.ID
-	}
-	if c.group, err = c.host.New(path, spec.Linux.Resources); err != nil {
+	if c.group, err = c.host.New(cgroupPath(k.cfg), spec.Linux.Resources); err != nil {
 		return err
 	}
 	taken.Add(func() { c.group.Remove() })
@@ -142,6 +139,14 @@ func (k *creation) open(taken *undo.Stack) (err error) {
 	return nil
 }
 
+// cgroupPath is the container's group.
+func cgroupPath(cfg *Config) string {
+	if path := cfg.Spec.Linux.CgroupsPath; path != "" {
+		return path
+	}
+	return "/longshore/" + cfg.ID
+}
+
 // needsProcfs says whether the child writes to procfs.
 func needsProcfs(cfg *Config) bool {
 	s := cfg.Spec
@@ -176,8 +181,8 @@ func (k *creation) clone(taken *undo.Stack) error {
 		return err
 	}
 	inherited = append(inherited, procs)
-	var childEnd int
-	if k.launching, childEnd, err = newLaunching(false, inherited); err != nil {
+	childEnd, err := k.newLaunching(inherited, taken)
+	if err != nil {
 		return err
 	}
 	taken.Add(k.abort)
@@ -193,6 +198,27 @@ func (k *creation) clone(taken *undo.Stack) error {
 		return err
 	}
 	return k.pass()
+}
+
+// newLaunching begins the program, with the gate that was asked for.
+func (k *creation) newLaunching(inherited []int, taken *undo.Stack) (childEnd int, err error) {
+	if k.cfg.Gate == "" {
+		k.launching, childEnd, err = newLaunching(false, inherited)
+		return childEnd, err
+	}
+	if k.fifo, err = newFIFOGate(k.cfg.Gate, &k.fds); err != nil {
+		return -1, err
+	}
+	taken.Add(k.fifo.remove)
+	prog, err := newProgramIn(k.fifo.arena)
+	if err != nil {
+		return -1, err
+	}
+	if k.launching, childEnd, err = launchingOf(prog, append(inherited, k.fifo.fifo, k.fifo.arena)); err != nil {
+		return -1, err
+	}
+	k.fifo.keepIn(k.builder)
+	return childEnd, nil
 }
 
 func pidOf(ns *namespaces) int {
@@ -364,8 +390,17 @@ func (k *creation) complete() (err error) {
 	}
 	k.finish(k.plan, uintptr(k.childProcfs), func(b *builder) {
 		b.send()
-		b.wait(0)
+		if k.fifo != nil {
+			k.fifo.wait(b)
+		} else {
+			b.wait(0)
+		}
 	}, nil)
+	if k.fifo != nil {
+		if err := k.fifo.record(k.builder, k.plan.args[0]); err != nil {
+			return err
+		}
+	}
 	return k.extend()
 }
 

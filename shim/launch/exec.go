@@ -83,6 +83,11 @@ func (c *Container) roots() (root, devpts int, err error) {
 	if c.closed {
 		return -1, -1, fmt.Errorf("container is closed: %w", unix.ESRCH)
 	}
+	if c.root < 0 {
+		if err := c.reopen(); err != nil {
+			return -1, -1, err
+		}
+	}
 	if root, err = unix.FcntlInt(uintptr(c.root), unix.F_DUPFD_CLOEXEC, 3); err != nil {
 		return -1, -1, err
 	}

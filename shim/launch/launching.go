@@ -24,6 +24,11 @@ func newLaunching(shareMemory bool, inherited []int) (*launching, int, error) {
 	if err != nil {
 		return nil, -1, err
 	}
+	return launchingOf(prog, inherited)
+}
+
+// launchingOf is newLaunching for an empty program, which it owns then.
+func launchingOf(prog *program, inherited []int) (*launching, int, error) {
 	parent, childEnd, err := newLink()
 	if err != nil {
 		prog.free()
@@ -35,7 +40,7 @@ func newLaunching(shareMemory bool, inherited []int) (*launching, int, error) {
 	l.do("forbid tracing", unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
 	// With our end open in the child, it would never see us die.
 	l.do("close the shim's end", unix.SYS_CLOSE, uintptr(parent.fd))
-	if !shareMemory {
+	if !prog.private {
 		l.keepOnly()
 	}
 	return l, childEnd, nil

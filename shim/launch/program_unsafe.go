@@ -84,6 +84,17 @@ func newProgram(shareMemory bool) (*program, error) {
 		kind = unix.MAP_PRIVATE
 	}
 	mem, err := unix.Mmap(-1, 0, arenaSize, unix.PROT_READ|unix.PROT_WRITE, kind|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+	return programOf(mem, shareMemory, err)
+}
+
+// newProgramIn is newProgram in a memfd of arenaSize bytes, where another
+// process can read what came of the program.
+func newProgramIn(memfd int) (*program, error) {
+	mem, err := unix.Mmap(memfd, 0, arenaSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	return programOf(mem, false, err)
+}
+
+func programOf(mem []byte, shareMemory bool, err error) (*program, error) {
 	if err != nil {
 		return nil, fmt.Errorf("map launch arena: %w", err)
 	}
@@ -243,8 +254,8 @@ func (p *program) failure() (int, unix.Errno) {
 	if r.failed == 0 {
 		return -1, 0
 	}
-	first := uintptr(unsafe.Pointer(p.op(0)))
-	return int((r.failed - first) / unsafe.Sizeof(op{})), unix.Errno(r.errno)
+	// By the child's address of the arena, which may lie elsewhere here.
+	return int((r.failed - r.first) / unsafe.Sizeof(op{})), unix.Errno(r.errno)
 }
 
 // failureError names the operation that ended the child; nil if none failed.
