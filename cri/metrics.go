@@ -68,9 +68,13 @@ var containerMetrics = []metric{
 	{"container_processes", "Number of processes running inside the container.", false, nil,
 		one(func(u *engine.Usage) uint64 { return u.Processes })},
 	{"container_fs_usage_bytes", "Number of bytes that are consumed by the container on this filesystem.", false, nil,
-		func(u *engine.Usage) []sample { return layerSample(u, func(d *engine.DiskUsage) uint64 { return d.Bytes }) }},
+		func(u *engine.Usage) []sample {
+			return layerSample(u, func(d *engine.DiskUsage) uint64 { return d.Bytes })
+		}},
 	{"container_fs_inodes_total", "Number of inodes that the container uses.", false, nil,
-		func(u *engine.Usage) []sample { return layerSample(u, func(d *engine.DiskUsage) uint64 { return d.Inodes }) }},
+		func(u *engine.Usage) []sample {
+			return layerSample(u, func(d *engine.DiskUsage) uint64 { return d.Inodes })
+		}},
 	{"container_fs_reads_bytes_total", "Cumulative count of bytes read.", true, nil,
 		one(func(u *engine.Usage) uint64 { return ioSum(u, true) })},
 	{"container_fs_writes_bytes_total", "Cumulative count of bytes written.", true, nil,

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
 	"path/filepath"
 	"time"
 
@@ -67,14 +68,14 @@ func (e *Engine) eachRecord(kind, file string, load func(dir string) error) erro
 }
 
 // quarantine moves aside what cannot be understood, for a person to look at.
-func (e *Engine) quarantine(path string, why error) {
+func (e *Engine) quarantine(dir string, why error) {
 	aside := filepath.Join(e.cfg.RunDir, "quarantine")
 	err := os.MkdirAll(aside, 0o700)
 	if err == nil {
-		aside = filepath.Join(aside, fmt.Sprintf("%s-%d", filepath.Base(path), time.Now().UnixNano()))
-		err = os.Rename(path, aside)
+		aside = filepath.Join(aside, fmt.Sprintf("%s-%d", filepath.Base(dir), time.Now().UnixNano()))
+		err = os.Rename(dir, aside)
 	}
-	e.log.Error("record is damaged and was moved aside", "path", path, "to", aside, "damage", why, "err", err)
+	e.log.Error("record is damaged and was moved aside", "path", dir, "to", aside, "damage", why, "err", err)
 }
 
 // closedChan gives a channel that is closed already.
@@ -84,14 +85,44 @@ func closedChan() chan struct{} {
 	return ch
 }
 
-// loadPod takes a pod's record in.
-func (e *Engine) loadPod(dir string) (*pod, error) {
+// readPod reads a pod's record and refuses one that cannot be this pod's.
+func readPod(dir string) (Pod, error) {
 	var rec Pod
 	if err := atomicfile.ReadJSON(filepath.Join(dir, podFile), &rec); err != nil {
-		return nil, err
+		return rec, err
 	}
 	if rec.ID != filepath.Base(dir) {
-		return nil, fmt.Errorf("%s: the record is of pod %q", dir, rec.ID)
+		return rec, fmt.Errorf("%s: the record is of pod %q", dir, rec.ID)
+	}
+	if !known(podMoves, rec.State) {
+		return rec, fmt.Errorf("%s: the record has state %q", dir, rec.State)
+	}
+	return rec, nil
+}
+
+// readContainer does the same for a container.
+func readContainer(dir string) (Container, error) {
+	var rec Container
+	if err := atomicfile.ReadJSON(filepath.Join(dir, containerFile), &rec); err != nil {
+		return rec, err
+	}
+	if rec.ID != filepath.Base(dir) {
+		return rec, fmt.Errorf("%s: the record is of container %q", dir, rec.ID)
+	}
+	if !known(containerMoves, rec.State) {
+		return rec, fmt.Errorf("%s: the record has state %q", dir, rec.State)
+	}
+	if rec.CgroupPath != path.Clean("/"+rec.CgroupPath) && rec.CgroupPath != "" {
+		return rec, fmt.Errorf("%s: the record has cgroup %q", dir, rec.CgroupPath)
+	}
+	return rec, nil
+}
+
+// loadPod takes a pod's record in.
+func (e *Engine) loadPod(dir string) (*pod, error) {
+	rec, err := readPod(dir)
+	if err != nil {
+		return nil, err
 	}
 	p := &pod{id: rec.ID, op: newSemaphore(), settled: closedChan(), rec: rec}
 	e.mu.Lock()
@@ -145,12 +176,9 @@ func (e *Engine) unfinished() []*pod {
 
 // loadContainer takes a container's record in and adopts its shim.
 func (e *Engine) loadContainer(ctx context.Context, dir string) error {
-	var rec Container
-	if err := atomicfile.ReadJSON(filepath.Join(dir, containerFile), &rec); err != nil {
+	rec, err := readContainer(dir)
+	if err != nil {
 		return err
-	}
-	if rec.ID != filepath.Base(dir) {
-		return fmt.Errorf("%s: the record is of container %q", dir, rec.ID)
 	}
 	c := newContainer(rec)
 	close(c.settled)

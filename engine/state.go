@@ -68,6 +68,16 @@ func may[S ~string](moves []transition[S], from, to S) bool {
 	return false
 }
 
+// known reports whether a machine has the state.
+func known[S ~string](moves []transition[S], state S) bool {
+	for _, m := range moves {
+		if m.from == state || m.to == state {
+			return true
+		}
+	}
+	return false
+}
+
 // Diagram prints both state machines as a Mermaid diagram.
 func Diagram() string {
 	var b strings.Builder
