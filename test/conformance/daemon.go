@@ -36,9 +36,9 @@ func newNode(dir, bin string) (*node.Node, error) {
 	return n, nil
 }
 
-// cleared takes away the pods that failed specs have left and says what stays
+// clearPods takes away the pods that failed specs have left and says what stays
 // all the same.
-func cleared(ctx context.Context, n *node.Node) error {
+func clearPods(ctx context.Context, n *node.Node) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	if err := n.Clear(ctx); err != nil {

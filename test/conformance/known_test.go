@@ -100,7 +100,7 @@ func TestParseReport(t *testing.T) {
 	}
 }
 
-func TestParseReportRefusesHalfARun(t *testing.T) {
+func TestParseReportTellsOfHalfARun(t *testing.T) {
 	for name, text := range map[string]string{
 		"not JSON":      "PASS",
 		"cut short":     `[{"SpecialSuiteFailureReasons": ["Interrupted by User"], "SpecReports": []}]`,

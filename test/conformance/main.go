@@ -98,10 +98,10 @@ func test(ctx context.Context, o options, tools tools) (specs []spec, err error)
 	}
 	defer func() { err = errors.Join(err, end(n, logs)) }()
 	specs, err = testIn(ctx, n, o, tools, logs)
-	if err != nil {
-		return specs, err
+	if n.Pid() != 0 { // or else there is no daemon, and so no pod
+		err = errors.Join(err, clearPods(context.WithoutCancel(ctx), n))
 	}
-	return specs, cleared(ctx, n)
+	return specs, err
 }
 
 // testIn fills a registry, starts the daemon and runs critest.

@@ -52,9 +52,23 @@ func prepare(ctx context.Context, cache string) (tools, error) {
 	if err != nil {
 		return t, err
 	}
-	// HostIPC's specs run it on the node.
-	_, err = installed(ctx, "ipcmk", "util-linux")
-	return t, err
+	return t, installHelpers(ctx)
+}
+
+// installHelpers has what specs run on the node: those of HostIPC make a
+// segment of shared memory, those of AppArmor load profiles.
+func installHelpers(ctx context.Context) error {
+	needs := map[string]string{"ipcmk": "util-linux"}
+	// "N" or no file where the kernel has it off; the specs are skipped then.
+	if on, _ := os.ReadFile("/sys/module/apparmor/parameters/enabled"); strings.HasPrefix(string(on), "Y") {
+		needs["apparmor_parser"], needs["sudo"] = "apparmor", "sudo"
+	}
+	for program, pkg := range needs {
+		if _, err := installed(ctx, program, pkg); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // buildCriTools builds critest and crictl as their own Makefile does, with the
