@@ -220,8 +220,19 @@ func (e *Engine) StartContainer(ctx context.Context, id string) error {
 			return err
 		}
 		defer c.op.release()
-		return e.startContainer(ctx, c)
+		err := e.startContainer(ctx, c)
+		if c.startFailed() {
+			<-c.exited // who asks after this answer shall see why
+		}
+		return err
 	})
+}
+
+// startFailed says whether the container's program could not be run.
+func (c *container) startFailed() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.startErr != nil
 }
 
 func (e *Engine) startContainer(ctx context.Context, c *container) error {

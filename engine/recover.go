@@ -20,6 +20,12 @@ import (
 // what was begun, and removes what nothing names. A record that cannot be read
 // is moved aside and never keeps the daemon from starting.
 func (e *Engine) Recover(ctx context.Context) error {
+	e.work.Go(func() {
+		err := e.workers.with(func(s *client.Shim) error { return s.Prepare(e.life, e.shims.Template()) })
+		if err != nil && e.life.Err() == nil {
+			e.log.Warn("no template mount namespace: containers start a little slower", "err", err)
+		}
+	})
 	var unmade []*pod
 	err := e.eachRecord("pods", podFile, func(dir string) error {
 		p, err := e.loadPod(dir)

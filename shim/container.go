@@ -48,7 +48,7 @@ func newContainer(req *api.CreateTaskRequest) (*container, error) {
 	}
 	taken.Add(streams.abandon)
 	launched, err := launch.Create(launch.Config{
-		ID: req.ID, Bundle: req.Bundle, Spec: &spec, Rootfs: launchMounts(req.Rootfs), Stdio: streams.child,
+		ID: req.ID, Bundle: req.Bundle, Spec: &spec, Rootfs: launchMounts(req.Rootfs), Stdio: streams.child, Template: template(),
 	})
 	if err != nil {
 		return nil, classify(err)

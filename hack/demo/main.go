@@ -21,7 +21,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// insideEnv marks the process that is in namespaces of its own.
+// insideEnv marks the process that is in namespaces of its own; it holds the
+// directory below which everything lies.
 const insideEnv = "LONGSHORE_DEMO_INSIDE"
 
 func main() {
@@ -47,8 +48,12 @@ func main() {
 func enterNamespaces() error {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, unix.SIGINT, unix.SIGTERM)
+	dir, err := os.MkdirTemp("", "longshore-demo-")
+	if err != nil {
+		return err
+	}
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Env = append(os.Environ(), insideEnv+"=1")
+	cmd.Env = append(os.Environ(), insideEnv+"="+dir)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS, Setpgid: true}
 	if err := cmd.Start(); err != nil {
@@ -59,10 +64,10 @@ func enterNamespaces() error {
 			_ = cmd.Process.Signal(sig) // it may have ended
 		}
 	}()
-	err := cmd.Wait()
+	err = cmd.Wait()
 	signal.Stop(signals)
 	close(signals)
-	return err
+	return errors.Join(err, os.RemoveAll(dir))
 }
 
 func inside(bin string, once bool) (err error) {
@@ -76,14 +81,9 @@ func inside(bin string, once bool) (err error) {
 	if err != nil {
 		return err
 	}
-	dir, err := os.MkdirTemp("", "longshore-demo-")
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 	defer stop()
-	s := &show{dir: dir, bin: bin, cgroup: fmt.Sprintf("longshore-demo-%d", os.Getpid())}
+	s := &show{dir: os.Getenv(insideEnv), bin: bin, cgroup: fmt.Sprintf("longshore-demo-%d", os.Getpid())}
 	defer func() { err = errors.Join(err, s.end()) }()
 	if err := s.begin(ctx); err != nil {
 		return err

@@ -127,3 +127,9 @@ type Exit struct {
 	ExitedAtNS int64  `json:"exitedAtNS"` // nanoseconds since 1970
 	Message    string `json:"message,omitempty"`
 }
+
+// PrepareRequest makes ready on the node what containers start from: Template
+// is where the empty mount namespace is pinned.
+type PrepareRequest struct {
+	Template string `pb:"1"`
+}

@@ -239,6 +239,13 @@ func (s *Shim) RemoveSandbox(ctx context.Context, config []byte) error {
 	return err
 }
 
+// Prepare pins the template mount namespace, from which containers start
+// faster than from a copy of the host's mounts. It is idempotent.
+func (s *Shim) Prepare(ctx context.Context, template string) error {
+	_, err := s.own(ctx, "Prepare", &api.PrepareRequest{Template: template}, nil, &api.Empty{})
+	return err
+}
+
 // Connect gives a connection to a port inside a network namespace; "" is the
 // shim's own.
 func (s *Shim) Connect(ctx context.Context, netns string, port int) (net.Conn, error) {

@@ -80,6 +80,10 @@ func readOnlyView(path string) (*os.File, error) {
 	return os.NewFile(uintptr(tree), path), nil
 }
 
+// Template is where the node's template mount namespace is pinned; see
+// [Shim.Prepare].
+func (p *Pool) Template() string { return filepath.Join(p.dir, "template", "mnt") }
+
 // Get gives a shim that nobody else has: an idle one, or a new one.
 func (p *Pool) Get() (*Shim, error) {
 	select {
@@ -123,7 +127,7 @@ func (p *Pool) start() (*Shim, error) {
 	defer l.Close()
 	attr := &os.ProcAttr{
 		Dir:   "/",
-		Env:   []string{"GOMAXPROCS=1", "PATH=" + os.Getenv("PATH")},
+		Env:   []string{"GOMAXPROCS=1", "PATH=" + os.Getenv("PATH"), "LONGSHORE_TEMPLATE=" + p.Template()},
 		Files: []*os.File{nil, nil, p.stderr, l, p.lifeline[0]},
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	}

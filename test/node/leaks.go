@@ -88,7 +88,7 @@ func (n *Node) mounts() ([]string, error) {
 	}
 	var found []string
 	for line := range strings.Lines(string(data)) {
-		if fields := strings.Fields(line); len(fields) > 4 && strings.HasPrefix(fields[4], n.Dir+"/") && fields[4] != n.Path("lib") {
+		if fields := strings.Fields(line); len(fields) > 4 && strings.HasPrefix(fields[4], n.Dir+"/") && fields[4] != n.Path("lib") && !strings.Contains(fields[4], "/shims/template") {
 			found = append(found, "mount "+fields[4])
 		}
 	}

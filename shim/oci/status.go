@@ -1,0 +1,97 @@
+package oci
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/longshore/longshore/internal/cgroup"
+	"github.com/longshore/longshore/shim/launch"
+)
+
+// statePaused is runc's addition to the states of the specification.
+const statePaused specs.ContainerState = "paused"
+
+// process finds the container's first process; one that has ended has id 0.
+func (ct *container) process() (*launch.Process, error) {
+	return launch.FindProcess(ct.Pid, ct.Started)
+}
+
+// status asks the kernel what has become of the container.
+func (ct *container) status(p *launch.Process) (specs.ContainerState, error) {
+	if ct.Pid == 0 {
+		return ct.unborn()
+	}
+	if p.Ended() {
+		return specs.StateStopped, nil
+	}
+	if launch.Waiting(ct.dir, p.Pid()) {
+		return specs.StateCreated, nil
+	}
+	frozen, err := ct.frozen()
+	if err != nil || !frozen {
+		return specs.StateRunning, err
+	}
+	return statePaused, nil
+}
+
+// unborn tells a container that is being made from one whose maker has died.
+func (ct *container) unborn() (specs.ContainerState, error) {
+	if ct.lock != nil {
+		return specs.StateStopped, nil // we hold it, so no maker does
+	}
+	err := ct.acquire(unix.LOCK_SH | unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return specs.StateCreating, nil
+	}
+	if err != nil {
+		return "", err
+	}
+	ct.release()
+	return specs.StateStopped, nil
+}
+
+// group gives the container's cgroup.
+func (ct *container) group() (*cgroup.Host, *cgroup.Group, error) {
+	host, err := cgroup.Detect()
+	if err != nil {
+		return nil, nil, err
+	}
+	spec, err := ct.config()
+	if err != nil {
+		return nil, nil, err
+	}
+	return host, host.Load(launch.CgroupPath(spec, ct.ID)), nil
+}
+
+// frozen says whether the container's processes are stopped by its cgroup.
+func (ct *container) frozen() (bool, error) {
+	host, group, err := ct.group()
+	if err != nil {
+		return false, err
+	}
+	for _, t := range host.Trees {
+		file, want := "", ""
+		switch {
+		case slices.Contains(t.Controllers, "freezer"):
+			file, want = "freezer.state", "FROZEN"
+		case t.Unified && host.Mode == cgroup.V2:
+			file, want = "cgroup.freeze", "1"
+		default:
+			continue
+		}
+		data, err := os.ReadFile(filepath.Join(t.Mount, group.Path(), file))
+		if err == nil && strings.TrimSpace(string(data)) == want {
+			return true, nil
+		}
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return false, err
+		}
+	}
+	return false, nil
+}

@@ -1,0 +1,242 @@
+package oci
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/longshore/longshore/internal/atomicfile"
+	"github.com/longshore/longshore/shim/launch"
+)
+
+// Files in a container's directory.
+const (
+	stateFile  = "state.json"
+	configFile = "config.json"
+)
+
+// maxConfig bounds the specification: the largest seccomp profiles and mount
+// lists are some hundred KiB.
+const maxConfig = 16 << 20
+
+// maxID is what a file name may have.
+const maxID = 255
+
+// errNotExist has the words that callers look for.
+var errNotExist = errors.New("container does not exist")
+
+// record is what state.json holds.
+type record struct {
+	Version string `json:"ociVersion"`
+	ID      string `json:"id"`
+	// Pid is the container's first process, 0 until there is one, and Started
+	// is when it started: [launch.Process.StartTime].
+	Pid         int               `json:"pid"`
+	Started     uint64            `json:"startTime"`
+	Bundle      string            `json:"bundle"`
+	Rootfs      string            `json:"rootfs"`
+	Created     time.Time         `json:"created"`
+	Owner       int               `json:"owner"` // user id
+	NoProcess   bool              `json:"noProcess,omitempty"`
+	Annotations map[string]string `json:"annotations,omitempty"`
+}
+
+// container is the directory of one container.
+type container struct {
+	dir string
+	record
+	lock *os.File // nil if it is not held
+}
+
+// checkID refuses names that are no file names or that runc refuses.
+func checkID(id string) error {
+	ok, err := regexp.MatchString(`^[\w+.-]+$`, id)
+	if err != nil {
+		return err
+	}
+	if !ok || len(id) > maxID || id == "." || id == ".." {
+		return fmt.Errorf("container id %.64q: %w", id, unix.EINVAL)
+	}
+	return nil
+}
+
+// add makes the directory of a new container and locks it.
+func (c *cli) add(id string) (*container, error) {
+	if err := checkID(id); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(c.root, 0o711); err != nil {
+		return nil, err
+	}
+	root, err := filepath.Abs(c.root)
+	if err != nil {
+		return nil, err
+	}
+	ct := &container{dir: filepath.Join(root, id), record: record{ID: id}}
+	err = os.Mkdir(ct.dir, 0o700)
+	if errors.Is(err, os.ErrExist) {
+		return nil, fmt.Errorf("container with id %q exists already: %w", id, unix.EEXIST)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := ct.acquire(unix.LOCK_EX); err != nil {
+		os.Remove(ct.dir)
+		return nil, err
+	}
+	return ct, nil
+}
+
+// open reads the state of a container.
+func (c *cli) open(id string) (*container, error) {
+	if err := checkID(id); err != nil {
+		return nil, err
+	}
+	root, err := filepath.Abs(c.root)
+	if err != nil {
+		return nil, err
+	}
+	ct := &container{dir: filepath.Join(root, id)}
+	return ct, ct.load(id)
+}
+
+func (ct *container) load(id string) error {
+	err := atomicfile.ReadJSON(filepath.Join(ct.dir, stateFile), &ct.record)
+	if errors.Is(err, os.ErrNotExist) {
+		err = errNotExist
+	}
+	if err != nil {
+		return fmt.Errorf("container %s: %w", id, err)
+	}
+	if ct.ID != id {
+		return fmt.Errorf("container %s: its state is of %q: %w", id, ct.ID, unix.EBADMSG)
+	}
+	return nil
+}
+
+// openLocked is open for a command that changes the container.
+func (c *cli) openLocked(id string) (*container, error) {
+	ct, err := c.open(id)
+	if err != nil {
+		return nil, err
+	}
+	if err := ct.acquire(unix.LOCK_EX); err != nil {
+		return nil, err
+	}
+	// Whoever held the lock may have changed or removed it.
+	if err := ct.load(id); err != nil {
+		ct.release()
+		return nil, err
+	}
+	return ct, nil
+}
+
+// acquire takes the lock, which ends with the process at the latest.
+func (ct *container) acquire(how int) error {
+	dir, err := os.Open(ct.dir)
+	if err != nil {
+		if errors.Is(err, os.ErrNotExist) {
+			err = errNotExist
+		}
+		return err
+	}
+	for {
+		err = unix.Flock(int(dir.Fd()), how)
+		if err != unix.EINTR {
+			break
+		}
+	}
+	if err != nil {
+		dir.Close()
+		return &os.PathError{Op: "lock", Path: ct.dir, Err: err}
+	}
+	ct.lock = dir
+	return nil
+}
+
+func (ct *container) release() {
+	if ct.lock != nil {
+		ct.lock.Close()
+		ct.lock = nil
+	}
+}
+
+// save writes the state. It dies with a reboot anyway, so that it is not synced.
+func (ct *container) save() error {
+	return atomicfile.WriteJSON(filepath.Join(ct.dir, stateFile), ct.record, atomicfile.Volatile)
+}
+
+// remove takes the directory away. The state goes last: until then the rest is
+// known to be there.
+func (ct *container) remove() error {
+	names, err := os.ReadDir(ct.dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		if n.Name() != stateFile {
+			if err := os.RemoveAll(filepath.Join(ct.dir, n.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return os.RemoveAll(ct.dir)
+}
+
+// config reads the container's specification, as it was at create.
+func (ct *container) config() (*specs.Spec, error) {
+	return readSpec(filepath.Join(ct.dir, configFile))
+}
+
+// launched gives the container for starting processes and removal.
+func (ct *container) launched() (*launch.Container, error) {
+	spec, err := ct.config()
+	if err != nil {
+		return nil, err
+	}
+	cfg := launch.Config{ID: ct.ID, Bundle: ct.Bundle, Spec: spec, Gate: ct.dir}
+	return launch.Load(cfg, ct.Pid, ct.Started)
+}
+
+func readSpec(path string) (*specs.Spec, error) {
+	var spec specs.Spec
+	if err := readJSONFile(path, &spec); err != nil {
+		return nil, err
+	}
+	return &spec, nil
+}
+
+// readJSONFile reads a client's file, of a bounded size.
+func readJSONFile(path string, v any) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return readJSON(path, f, v)
+}
+
+func readJSON(name string, r io.Reader, v any) error {
+	data, err := io.ReadAll(io.LimitReader(r, maxConfig+1))
+	if err != nil {
+		return err
+	}
+	if len(data) > maxConfig {
+		return fmt.Errorf("%s: more than %d bytes: %w", name, maxConfig, unix.EFBIG)
+	}
+	if err := json.Unmarshal(data, v); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	return nil
+}
