@@ -220,22 +220,32 @@ func (s *service) dial(_ context.Context, decode func(any) error, files *api.Fil
 	if err := decode(&req); err != nil {
 		return nil, err
 	}
-	type answer struct {
-		fd  int
-		err error
+	var fd int
+	var err error
+	onOwnThread(func() { fd, err = dialIn(req.NetNS, int(req.Port)) })
+	if err != nil {
+		return nil, err
 	}
-	answers := make(chan answer, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		fd, err := dialIn(req.NetNS, int(req.Port))
-		answers <- answer{fd, err}
-	}()
-	a := <-answers
-	if a.err != nil {
-		return nil, a.err
-	}
-	files.Out = []int{a.fd}
+	files.Out = []int{fd}
 	return &api.Empty{}, nil
+}
+
+// onOwnThread runs f on a thread that ends afterwards, with whatever namespace
+// f has entered. The main thread never ends, and would keep the namespace: if
+// the scheduler offers it, it is held until another has done the work.
+func onOwnThread(f func()) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			onOwnThread(f)
+			runtime.UnlockOSThread()
+			return
+		}
+		f()
+	}()
+	<-done
 }
 
 func dialIn(netns string, port int) (int, error) {
