@@ -48,7 +48,7 @@ func New(cfg Config, store *images.Store, shims *client.Pool, log *slog.Logger) 
 		return nil, err
 	}
 	for _, dir := range []string{filepath.Join(cfg.RunDir, "pods"), filepath.Join(cfg.RunDir, "containers"),
-		filepath.Join(cfg.StateDir, "containers"), cfg.trashDir(), cfg.CNI.CacheDir, cfg.CNI.DataDir} {
+		filepath.Join(cfg.StateDir, "containers"), cfg.trashDir(), cfg.emptyDir(), cfg.CNI.CacheDir, cfg.CNI.DataDir} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, err
 		}

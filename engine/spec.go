@@ -33,7 +33,8 @@ type SpecInput struct {
 	HostDevices      []specs.LinuxDevice // of a privileged container
 	Devices          []specs.LinuxDevice // asked for, resolved on the host
 	DeviceRules      []specs.LinuxDeviceCgroup
-	ImageMounts      map[string]string   // container path -> source of an image mount
+	ImageMounts      map[string][]string // container path -> directories of an image, topmost first
+	ImageIDs         map[string]string   // container path -> id of the image mounted there
 	Seccomp          *specs.LinuxSeccomp // of a localhost profile
 	SeccompDefault   string
 	AppArmor         bool // the kernel has it
@@ -202,7 +203,7 @@ func (e *Engine) prepare(p Pod, c *container) (*specs.Spec, *api.Mount, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := e.images.Hold(c.id, img.Layers...); err != nil {
+	if err := e.hold(c, img.Layers); err != nil {
 		return nil, nil, err
 	}
 	lower, err := e.images.Rootfs(img)
@@ -217,7 +218,7 @@ func (e *Engine) prepare(p Pod, c *container) (*specs.Spec, *api.Mount, error) {
 	in := &SpecInput{ID: c.id, Pod: p.Config, PodDir: e.cfg.podDir(p.ID), Config: cfg, Image: imageConfig, User: who,
 		CgroupPath: e.containerCgroup(p, c.id), Hostname: e.host.hostname, HostCapabilities: e.host.capabilities,
 		SeccompDefault: e.cfg.SeccompDefault, AppArmor: e.host.appArmor, SELinux: e.host.seLinux}
-	if err := e.resolveOnHost(in, c.id); err != nil {
+	if err := e.resolveOnHost(in, c); err != nil {
 		return nil, nil, err
 	}
 	stopSignal := cfg.StopSignal
@@ -236,7 +237,7 @@ func (e *Engine) prepare(p Pod, c *container) (*specs.Spec, *api.Mount, error) {
 		return nil, nil, err
 	}
 	err = e.updateContainer(c, func(r *Container) {
-		r.Layers = img.Layers
+		r.MountNotes = in.ImageIDs
 		r.ImageID, r.ImageRef, r.User, r.StopSignal, r.LogPath, r.CgroupPath = img.ID, img.ID, who, stopSignal, logPath, in.CgroupPath
 	})
 	if err != nil {
@@ -244,6 +245,14 @@ func (e *Engine) prepare(p Pod, c *container) (*specs.Spec, *api.Mount, error) {
 	}
 	rootfs, err := e.overlay(c.id, lower)
 	return spec, rootfs, err
+}
+
+// hold keeps layers for a container, and records that it does.
+func (e *Engine) hold(c *container, layers []string) error {
+	if err := e.images.Hold(c.id, layers...); err != nil {
+		return err
+	}
+	return e.updateContainer(c, func(r *Container) { r.Layers = append(slices.Clip(r.Layers), layers...) })
 }
 
 // configOf takes from an image's configuration what shapes a container.
@@ -295,7 +304,7 @@ func (e *Engine) logPath(pod *PodConfig, cfg *ContainerConfig) (string, error) {
 }
 
 // resolveOnHost looks up on the machine what the specification names.
-func (e *Engine) resolveOnHost(in *SpecInput, id string) error {
+func (e *Engine) resolveOnHost(in *SpecInput, c *container) error {
 	sec := &in.Config.Security
 	if sec.Namespaces.PID == ModeTarget {
 		target, err := e.Container(sec.Namespaces.Target)
@@ -309,7 +318,7 @@ func (e *Engine) resolveOnHost(in *SpecInput, id string) error {
 	}
 	for _, m := range in.Config.Mounts {
 		if m.Image != "" {
-			if err := e.resolveImageMount(in, m, id); err != nil {
+			if err := e.resolveImageMount(in, m, c); err != nil {
 				return err
 			}
 			continue
@@ -331,10 +340,82 @@ func (e *Engine) resolveOnHost(in *SpecInput, id string) error {
 	return nil
 }
 
-// resolveImageMount finds the directory of an image that is mounted. An image
-// of one layer needs no overlay.
-func (e *Engine) resolveImageMount(in *SpecInput, m Mount, id string) error {
-	return fmt.Errorf("%w: mount %s: image volumes are not served yet", ErrInvalid, m.ContainerPath)
+// resolveImageMount finds the directories of an image that is mounted, or of
+// a directory in it.
+func (e *Engine) resolveImageMount(in *SpecInput, m Mount, c *container) error {
+	img, err := e.images.Get(m.Image)
+	if err != nil {
+		return fmt.Errorf("mount %s: %w", m.ContainerPath, err)
+	}
+	if err := e.hold(c, img.Layers); err != nil {
+		return err
+	}
+	layers, err := e.images.Rootfs(img)
+	if err != nil {
+		return err
+	}
+	dirs, err := below(layers, m.ImageSubPath)
+	if err != nil {
+		return fmt.Errorf("mount %s: image %s: %w", m.ContainerPath, m.Image, err)
+	}
+	if in.ImageMounts == nil {
+		in.ImageMounts, in.ImageIDs = map[string][]string{}, map[string]string{}
+	}
+	// An empty directory at the bottom makes it an overlay however few layers
+	// there are, so that whiteouts never show.
+	in.ImageMounts[m.ContainerPath] = append(dirs, e.cfg.emptyDir())
+	in.ImageIDs[m.ContainerPath] = img.ID
+	return nil
+}
+
+// below gives what the layers of an image, topmost first, hold at a directory
+// in it. A layer that hides it from those below ends the list.
+func below(layers []string, sub string) ([]string, error) {
+	if sub = filepath.Clean("/" + sub); sub == "/" {
+		return layers, nil
+	}
+	var dirs []string
+	for _, layer := range layers {
+		dir, opaque, err := subdirectory(layer, sub)
+		if err != nil {
+			return nil, err
+		}
+		if dir != "" {
+			dirs = append(dirs, dir)
+		}
+		if opaque {
+			break
+		}
+	}
+	if len(dirs) == 0 {
+		return nil, fmt.Errorf("%w: sub-path %q is not a directory of it", ErrInvalid, sub)
+	}
+	return dirs, nil
+}
+
+// subdirectory finds a directory in one layer, "" if it is not there, and
+// whether the layer hides what others have at that place. A symbolic link is
+// nothing to be followed: it may lead into another layer.
+func subdirectory(layer, sub string) (dir string, opaque bool, err error) {
+	dir = layer
+	for _, part := range strings.Split(strings.Trim(sub, "/"), "/") {
+		dir = filepath.Join(dir, part)
+		var st unix.Stat_t
+		err := unix.Lstat(dir, &st)
+		switch {
+		case err == unix.ENOENT:
+			return "", opaque, nil
+		case err != nil:
+			return "", false, &os.PathError{Op: "lstat", Path: dir, Err: err}
+		case st.Mode&unix.S_IFMT != unix.S_IFDIR:
+			return "", true, nil
+		}
+		var mark [1]byte
+		if n, err := unix.Lgetxattr(dir, "trusted.overlay.opaque", mark[:]); err == nil && n == 1 && mark[0] == 'y' {
+			opaque = true
+		}
+	}
+	return dir, opaque, nil
 }
 
 // localhostSeccomp reads a profile that the node's operator has put there.

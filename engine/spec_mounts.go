@@ -83,8 +83,9 @@ func clientMount(in *SpecInput, m Mount) (specs.Mount, error) {
 		return specs.Mount{}, fmt.Errorf("%w: mount path %q is not absolute", ErrInvalid, m.ContainerPath)
 	}
 	out := specs.Mount{Destination: filepath.Clean(m.ContainerPath), Type: "bind", Source: m.HostPath, Options: []string{"rbind"}}
-	if source, ok := in.ImageMounts[m.ContainerPath]; ok {
-		out.Source, m.ReadOnly = source, true
+	if dirs, ok := in.ImageMounts[m.ContainerPath]; ok {
+		// An image is mounted as it is; propagation and write access mean nothing.
+		return imageMount(out.Destination, dirs, m.Options)
 	}
 	switch m.Propagation {
 	case "":
@@ -104,14 +105,30 @@ func clientMount(in *SpecInput, m Mount) (specs.Mount, error) {
 	default:
 		out.Options = append(out.Options, "rw")
 	}
-	for _, o := range m.Options {
-		if !slices.Contains(allowedMountOptions, o) {
-			return specs.Mount{}, fmt.Errorf("%w: mount %s: option %q is not one of %q", ErrInvalid, m.ContainerPath, o, allowedMountOptions)
-		}
-		out.Options = append(out.Options, o)
+	if err := checkMountOptions(m.ContainerPath, m.Options); err != nil {
+		return specs.Mount{}, err
 	}
+	out.Options = append(out.Options, m.Options...)
 	if len(m.UIDs)+len(m.GIDs) > 0 {
 		out.UIDMappings, out.GIDMappings = specMap(m.UIDs), specMap(m.GIDs)
 	}
 	return out, nil
+}
+
+func checkMountOptions(path string, options []string) error {
+	for _, o := range options {
+		if !slices.Contains(allowedMountOptions, o) {
+			return fmt.Errorf("%w: mount %s: option %q is not one of %q", ErrInvalid, path, o, allowedMountOptions)
+		}
+	}
+	return nil
+}
+
+// imageMount shows the directories of an image, read-only.
+func imageMount(to string, dirs, options []string) (specs.Mount, error) {
+	if err := checkMountOptions(to, options); err != nil {
+		return specs.Mount{}, err
+	}
+	return specs.Mount{Destination: to, Type: "overlay", Source: "overlay",
+		Options: append([]string{"ro", "lowerdir=" + strings.Join(dirs, ":")}, options...)}, nil
 }

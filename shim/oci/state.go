@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -110,7 +109,7 @@ func (c *cli) reports() ([]report, error) {
 	}
 	reports := []report{}
 	for _, dir := range dirs {
-		if !dir.IsDir() || strings.HasPrefix(dir.Name(), ".") {
+		if !dir.IsDir() {
 			continue
 		}
 		ct, err := c.open(dir.Name())

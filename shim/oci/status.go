@@ -62,11 +62,7 @@ func (ct *container) group() (*cgroup.Host, *cgroup.Group, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	spec, err := ct.config()
-	if err != nil {
-		return nil, nil, err
-	}
-	return host, host.Load(launch.CgroupPath(spec, ct.ID)), nil
+	return host, host.Load(ct.Cgroup), nil
 }
 
 // frozen says whether the container's processes are stopped by its cgroup.

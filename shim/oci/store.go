@@ -7,7 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"regexp"
+	"strings"
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -45,7 +45,8 @@ type record struct {
 	Rootfs      string            `json:"rootfs"`
 	Created     time.Time         `json:"created"`
 	Owner       int               `json:"owner"` // user id
-	NoProcess   bool              `json:"noProcess,omitempty"`
+	Cgroup      string            `json:"cgroup"`
+	NoProcess   bool              `json:"noProcess,omitempty"` // none to start
 	Annotations map[string]string `json:"annotations,omitempty"`
 }
 
@@ -58,11 +59,10 @@ type container struct {
 
 // checkID refuses names that are no file names or that runc refuses.
 func checkID(id string) error {
-	ok, err := regexp.MatchString(`^[\w+.-]+$`, id)
-	if err != nil {
-		return err
-	}
-	if !ok || len(id) > maxID || id == "." || id == ".." {
+	strange := strings.ContainsFunc(id, func(r rune) bool {
+		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("_+.-", r))
+	})
+	if id == "" || strange || len(id) > maxID || id == "." || id == ".." {
 		return fmt.Errorf("container id %.64q: %w", id, unix.EINVAL)
 	}
 	return nil

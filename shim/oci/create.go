@@ -1,0 +1,256 @@
+package oci
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/longshore/longshore/internal/atomicfile"
+	"github.com/longshore/longshore/internal/undo"
+	"github.com/longshore/longshore/shim/launch"
+)
+
+// errTerminal says that the flags and process.terminal do not fit.
+var errTerminal = errors.New("a process with a terminal that is left alone needs --console-socket, and one without has none to send")
+
+// createOptions are the flags of create and run.
+type createOptions struct {
+	bundle string
+	detach bool // for run
+	keep   bool // for run
+	handOver
+}
+
+// handOver is where a process's id and terminal go, and what it inherits.
+type handOver struct {
+	consoleSocket, pidFile, pidfdSocket string
+	preserveFDs                         int
+}
+
+func (h *handOver) flags(f *flag.FlagSet) {
+	f.StringVar(&h.consoleSocket, "console-socket", "", "")
+	f.StringVar(&h.pidFile, "pid-file", "", "")
+	f.StringVar(&h.pidfdSocket, "pidfd-socket", "", "")
+	f.IntVar(&h.preserveFDs, "preserve-fds", 0, "")
+}
+
+func createFlags(verb string, args []string) (id string, o createOptions, err error) {
+	f := newFlags(verb)
+	o.flags(f)
+	f.StringVar(&o.bundle, "bundle", ".", "")
+	f.StringVar(&o.bundle, "b", ".", "")
+	// The root is never pivoted to from a place below it, and no container gets
+	// the keys of its caller: nothing is left for these two to change.
+	f.Bool("no-pivot", false, "")
+	f.Bool("no-new-keyring", false, "")
+	if verb == "run" {
+		f.BoolVar(&o.detach, "detach", false, "")
+		f.BoolVar(&o.detach, "d", false, "")
+		f.BoolVar(&o.keep, "keep", false, "")
+		f.Bool("no-subreaper", false, "")
+	} else {
+		o.detach = true
+	}
+	ids, err := parse(f, args, 1)
+	if err != nil {
+		return "", o, err
+	}
+	return ids[0], o, nil
+}
+
+// create makes a container whose program waits for start.
+func (c *cli) create(args []string) error {
+	id, o, err := createFlags("create", args)
+	if err != nil {
+		return err
+	}
+	if err := readOnlySelf(); err != nil {
+		return err
+	}
+	ct, _, err := c.make(id, o, true)
+	if err != nil {
+		return err
+	}
+	ct.release()
+	return nil
+}
+
+// make creates a container: with a gate, one that waits for another process
+// to start it. The container is locked. On an error nothing is left.
+func (c *cli) make(id string, o createOptions, gate bool) (*container, *launch.Container, error) {
+	bundle, err := filepath.Abs(o.bundle)
+	if err != nil {
+		return nil, nil, err
+	}
+	spec, err := readSpec(filepath.Join(bundle, configFile))
+	if err != nil {
+		return nil, nil, err
+	}
+	noProcess, err := c.prepare(spec, id)
+	if err != nil {
+		return nil, nil, err
+	}
+	if spec.Process.Terminal != (o.consoleSocket != "") && o.detach {
+		return nil, nil, errTerminal
+	}
+	ct, err := c.add(id)
+	if err != nil {
+		return nil, nil, err
+	}
+	var taken undo.Stack
+	defer taken.Run()
+	taken.Add(func() {
+		c.warn(ct.remove())
+		ct.release()
+	})
+	ct.record = record{
+		Version: spec.Version, ID: id, Bundle: bundle, Rootfs: rootfs(bundle, spec), Created: time.Now().UTC(),
+		Owner: os.Getuid(), Cgroup: spec.Linux.CgroupsPath, NoProcess: noProcess, Annotations: spec.Annotations,
+	}
+	if err := atomicfile.WriteJSON(filepath.Join(ct.dir, configFile), spec, atomicfile.Volatile); err != nil {
+		return nil, nil, err
+	}
+	if err := ct.save(); err != nil {
+		return nil, nil, err
+	}
+	cfg := launch.Config{
+		ID: id, Bundle: bundle, Spec: spec, Stdio: launch.Stdio{Stdin: c.in, Stdout: c.out, Stderr: os.Stderr},
+	}
+	if gate {
+		cfg.Gate = ct.dir
+	}
+	launched, err := launch.Create(cfg)
+	if err != nil {
+		return nil, nil, err
+	}
+	taken.Add(func() { c.warn(launched.Close()) })
+	ct.Pid = launched.Init().Pid()
+	if ct.Started, err = launched.Init().StartTime(); err != nil {
+		return nil, nil, err
+	}
+	if err := ct.save(); err != nil {
+		return nil, nil, err
+	}
+	if err := o.give(launched.Init()); err != nil {
+		return nil, nil, err
+	}
+	taken.Keep()
+	return ct, launched, nil
+}
+
+// prepare completes a specification and says whether it has no process: such
+// a container can be created but not started.
+func (c *cli) prepare(spec *specs.Spec, id string) (noProcess bool, err error) {
+	if err := checkVersion(spec.Version); err != nil {
+		return false, err
+	}
+	if spec.Linux == nil {
+		spec.Linux = &specs.Linux{}
+	}
+	if spec.Process == nil {
+		spec.Process = &specs.Process{Args: []string{"/"}, Cwd: "/"}
+		noProcess = true
+	}
+	spec.Linux.CgroupsPath, err = cgroupPath(spec.Linux.CgroupsPath, id, c.systemdCgroup)
+	return noProcess, err
+}
+
+// checkVersion takes what is compatible with the specification this is
+// written for: its major version.
+func checkVersion(version string) error {
+	major, rest, ok := strings.Cut(version, ".")
+	if !ok || rest == "" || major != strconv.Itoa(specs.VersionMajor) {
+		return fmt.Errorf("ociVersion %q is not of %d.x", version, specs.VersionMajor)
+	}
+	return nil
+}
+
+func rootfs(bundle string, spec *specs.Spec) string {
+	dir := "rootfs"
+	if spec.Root != nil && spec.Root.Path != "" {
+		dir = spec.Root.Path
+	}
+	if filepath.IsAbs(dir) {
+		return dir
+	}
+	return filepath.Join(bundle, dir)
+}
+
+// cgroupPath gives the path of the container's cgroup. With systemd's naming,
+// "slice:prefix:name", it is where systemd would put the scope; the group is
+// made without asking systemd.
+func cgroupPath(path, id string, systemd bool) (string, error) {
+	switch {
+	case path == "":
+		return "/longshore/" + id, nil
+	case !systemd:
+		return path, nil
+	}
+	parts := strings.Split(path, ":")
+	if len(parts) != 3 {
+		return "", fmt.Errorf("linux.cgroupsPath %q is not slice:prefix:name", path)
+	}
+	slice, prefix, name := parts[0], parts[1], parts[2]
+	if slice == "" {
+		slice = "system.slice"
+	}
+	dir, err := expandSlice(slice)
+	if err != nil {
+		return "", err
+	}
+	if prefix != "" {
+		name = prefix + "-" + name
+	}
+	if !strings.HasSuffix(name, ".slice") {
+		name += ".scope"
+	}
+	return dir + "/" + name, nil
+}
+
+// expandSlice gives the path of a slice: a-b.slice is in a.slice
+// (systemd.slice(5)).
+func expandSlice(slice string) (string, error) {
+	name, ok := strings.CutSuffix(slice, ".slice")
+	if !ok || name == "" || strings.Contains(name, "/") {
+		return "", fmt.Errorf("linux.cgroupsPath: slice %q", slice)
+	}
+	if name == "-" {
+		return "", nil
+	}
+	path, sofar := "", ""
+	for part := range strings.SplitSeq(name, "-") {
+		if part == "" {
+			return "", fmt.Errorf("linux.cgroupsPath: slice %q", slice)
+		}
+		sofar += part
+		path += "/" + sofar + ".slice"
+		sofar += "-"
+	}
+	return path, nil
+}
+
+// give hands over what is the caller's of a new process: its terminal and its id.
+func (h *handOver) give(p *launch.Process) error {
+	if h.consoleSocket != "" && p.Console() != nil {
+		if err := sendFile(h.consoleSocket, p.Console()); err != nil {
+			return fmt.Errorf("send terminal: %w", err)
+		}
+	}
+	if h.pidfdSocket != "" {
+		if err := sendPidfd(h.pidfdSocket, p.Pid()); err != nil {
+			return fmt.Errorf("send pidfd: %w", err)
+		}
+	}
+	if h.pidFile != "" {
+		// Without a newline: there are readers that take the file for a number.
+		return atomicfile.Write(h.pidFile, []byte(strconv.Itoa(p.Pid())), 0o644, atomicfile.Volatile)
+	}
+	return nil
+}

@@ -1,0 +1,273 @@
+package oci
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/longshore/longshore/shim/launch"
+)
+
+// endTimeout bounds the wait for processes that were sent SIGKILL: one in an
+// uninterruptible sleep may stay for ever.
+const endTimeout = 10 * time.Second
+
+// errNotRunning has the words that callers look for.
+var errNotRunning = errors.New("container not running")
+
+// kill sends a signal to the container's first process, or to all.
+func (c *cli) kill(args []string) error {
+	f := newFlags("kill")
+	var all bool
+	f.BoolVar(&all, "all", false, "")
+	f.BoolVar(&all, "a", false, "")
+	n := 2
+	if rest, err := parse(f, args, 2); err != nil && len(rest) == 0 {
+		n = 1 // the signal may be left out
+	}
+	rest, err := parse(f, args, n)
+	if err != nil {
+		return err
+	}
+	sig := unix.SIGTERM
+	if n == 2 {
+		if sig, err = parseSignal(rest[1]); err != nil {
+			return err
+		}
+	}
+	ct, err := c.open(rest[0])
+	if err != nil {
+		return err
+	}
+	if err := ct.signal(sig, all); err != nil {
+		return fmt.Errorf("kill container %s: %w", ct.ID, err)
+	}
+	return nil
+}
+
+func (ct *container) signal(sig unix.Signal, all bool) error {
+	p, err := ct.process()
+	if err != nil {
+		return err
+	}
+	status, err := ct.status(p)
+	if err != nil {
+		return err
+	}
+	if all {
+		return ct.signalAll(sig, status)
+	}
+	switch status {
+	case specs.StateCreated:
+		sig = atGate(sig)
+	case specs.StateRunning, statePaused:
+	default:
+		return errNotRunning
+	}
+	err = p.Signal(sig)
+	if errors.Is(err, unix.ESRCH) {
+		err = errNotRunning
+	}
+	if err != nil || sig != unix.SIGKILL || status != statePaused {
+		return err
+	}
+	_, group, err := ct.group()
+	if err != nil {
+		return err
+	}
+	return group.Thaw() // version 1 holds even SIGKILL back
+}
+
+// signalAll reaches every process of the cgroup. Without an own pid namespace
+// some may be left when the first has ended.
+func (ct *container) signalAll(sig unix.Signal, status specs.ContainerState) error {
+	_, group, err := ct.group()
+	if err != nil {
+		return err
+	}
+	if sig == unix.SIGKILL || status == specs.StateCreated && atGate(sig) == unix.SIGKILL {
+		return group.Kill()
+	}
+	pids, err := group.Procs()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, pid := range pids {
+		if err := unix.Kill(pid, sig); err != nil && err != unix.ESRCH {
+			errs = append(errs, fmt.Errorf("process %d: %w", pid, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// atGate gives the signal for a process that waits at the gate: it holds all
+// signals back, and as the first of a pid namespace it would be spared by those
+// whose action is the default one, which for most is to end.
+func atGate(sig unix.Signal) unix.Signal {
+	switch sig {
+	case 0, unix.SIGCHLD, unix.SIGCONT, unix.SIGURG, unix.SIGWINCH, unix.SIGSTOP, unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU:
+		return sig
+	}
+	return unix.SIGKILL
+}
+
+// parseSignal reads a number or a name: 9, KILL, SIGKILL, RTMIN+3.
+func parseSignal(s string) (unix.Signal, error) {
+	const last = 64
+	if n, err := strconv.Atoi(s); err == nil {
+		if n < 0 || n > last {
+			return 0, fmt.Errorf("signal %d: %w", n, unix.EINVAL)
+		}
+		return unix.Signal(n), nil
+	}
+	name := strings.TrimPrefix(strings.ToUpper(s), "SIG")
+	if n := unix.SignalNum("SIG" + name); n != 0 {
+		return n, nil
+	}
+	// The C library keeps the first two for itself (signal(7)).
+	const rtmin, rtmax = 34, last
+	for _, rt := range []struct {
+		name string
+		base int
+	}{{"RTMIN", rtmin}, {"RTMAX", rtmax}} {
+		off, ok := strings.CutPrefix(name, rt.name)
+		if !ok {
+			continue
+		}
+		n := 0
+		if off != "" {
+			var err error
+			if n, err = strconv.Atoi(off); err != nil || off[0] != '+' && off[0] != '-' {
+				break
+			}
+		}
+		if n += rt.base; n >= rtmin && n <= rtmax {
+			return unix.Signal(n), nil
+		}
+	}
+	return 0, fmt.Errorf("signal %.32q: %w", s, unix.EINVAL)
+}
+
+// delete removes what a stopped container holds.
+func (c *cli) delete(args []string) error {
+	f := newFlags("delete")
+	var force bool
+	f.BoolVar(&force, "force", false, "")
+	f.BoolVar(&force, "f", false, "")
+	ids, err := parse(f, args, 1)
+	if err != nil {
+		return err
+	}
+	id := ids[0]
+	if force {
+		// Before the lock: a command that holds it may wait for this container.
+		if err := c.end(id); err != nil {
+			return err
+		}
+	}
+	ct, err := c.openLocked(id)
+	if errors.Is(err, errNotExist) && force {
+		return c.removeRemains(id)
+	}
+	if err != nil {
+		return err
+	}
+	defer ct.release()
+	p, err := ct.process()
+	if err != nil {
+		return err
+	}
+	status, err := ct.status(p)
+	if err != nil {
+		return err
+	}
+	if status != specs.StateStopped {
+		return fmt.Errorf("delete container %s: it is %s, not stopped: %w", id, status, unix.EBUSY)
+	}
+	return c.destroy(ct)
+}
+
+// end kills every process of a container and waits until they are gone. One
+// that does not exist has none.
+func (c *cli) end(id string) error {
+	ct, err := c.open(id)
+	if errors.Is(err, errNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	p, err := ct.process()
+	if err != nil {
+		return err
+	}
+	if err := p.Signal(unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+		return err
+	}
+	return ct.killGroup()
+}
+
+// killGroup ends what is in the cgroup.
+func (ct *container) killGroup() error {
+	_, group, err := ct.group()
+	if err != nil {
+		return err
+	}
+	if err := group.Kill(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), endTimeout)
+	defer cancel()
+	return group.WaitEmpty(ctx)
+}
+
+// destroy gives back everything, with the directory last.
+func (c *cli) destroy(ct *container) error {
+	launched, err := ct.launched()
+	if err != nil {
+		c.warn(err) // a damaged specification must not keep the rest
+	}
+	// A shared pid namespace leaves other processes behind.
+	if err := ct.killGroup(); err != nil {
+		return err
+	}
+	if launched != nil {
+		c.warn(launched.Close())
+	}
+	_, group, err := ct.group()
+	if err != nil {
+		return err
+	}
+	if err := group.Remove(); err != nil {
+		return err
+	}
+	return ct.remove()
+}
+
+// removeRemains removes the directory of a create that died before it could
+// write the state.
+func (c *cli) removeRemains(id string) error {
+	ct := &container{dir: c.dir(id)}
+	err := ct.acquire(unix.LOCK_EX)
+	if errors.Is(err, errNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer ct.release()
+	if _, err := os.Stat(ct.path(stateFile)); err == nil {
+		return fmt.Errorf("delete container %s: it has just been created: %w", id, unix.EBUSY)
+	}
+	return ct.remove()
+}
+
+var _ = launch.Waiting

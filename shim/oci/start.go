@@ -1,0 +1,54 @@
+package oci
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// errNoProcess is the specification's: process is required when start is called.
+var errNoProcess = errors.New("the specification has no process to start")
+
+// start runs the program of a created container.
+func (c *cli) start(args []string) error {
+	ids, err := parse(newFlags("start"), args, 1)
+	if err != nil {
+		return err
+	}
+	if err := readOnlySelf(); err != nil {
+		return err
+	}
+	ct, err := c.openLocked(ids[0])
+	if err != nil {
+		return err
+	}
+	defer ct.release()
+	p, err := ct.process()
+	if err != nil {
+		return err
+	}
+	status, err := ct.status(p)
+	if err != nil {
+		return err
+	}
+	if status != specs.StateCreated {
+		return fmt.Errorf("start container %s: it is %s, not created: %w", ct.ID, status, unix.EINVAL)
+	}
+	if ct.NoProcess {
+		if err := p.Signal(unix.SIGKILL); err != nil {
+			return err
+		}
+		return fmt.Errorf("start container %s: %w", ct.ID, errors.Join(errNoProcess, p.WaitEnd()))
+	}
+	launched, err := ct.launched()
+	if err != nil {
+		return err
+	}
+	if err := launched.Start(); err != nil {
+		return err
+	}
+	c.warn(launched.HookError())
+	return nil
+}
