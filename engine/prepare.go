@@ -1,0 +1,187 @@
+package engine
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/longshore/longshore/images"
+	"github.com/longshore/longshore/internal/atomicfile"
+	"github.com/longshore/longshore/shim/api"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// prepare gathers what a container's specification depends on, and builds it.
+func (e *Engine) prepare(p Pod, c *container) (*specs.Spec, *api.Mount, error) {
+	cfg := c.snapshot().Config
+	img, err := e.images.Get(cfg.Image)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := e.hold(c, img.Layers); err != nil {
+		return nil, nil, err
+	}
+	lower, err := e.images.Rootfs(img)
+	if err != nil {
+		return nil, nil, err
+	}
+	imageConfig := configOf(&img)
+	who, err := resolveUser(&cfg.Security, imageConfig.User, lower)
+	if err != nil {
+		return nil, nil, err
+	}
+	in := &SpecInput{ID: c.id, Pod: p.Config, PodDir: e.cfg.podDir(p.ID), Config: cfg, Image: imageConfig, User: who,
+		CgroupPath: e.containerCgroup(p, c.id), Hostname: e.host.hostname, HostCapabilities: e.host.capabilities,
+		SeccompDefault: e.cfg.SeccompDefault, AppArmor: e.host.appArmor, SELinux: e.host.seLinux}
+	if err := e.resolveOnHost(in, c); err != nil {
+		return nil, nil, err
+	}
+	stopSignal := cfg.StopSignal
+	if stopSignal == "" {
+		stopSignal = imageConfig.StopSignal
+	}
+	if _, err := ParseSignal(stopSignal); err != nil {
+		stopSignal = "" // an image's nonsense does not keep it from running
+	}
+	logPath, err := e.logPath(&p.Config, &cfg)
+	if err != nil {
+		return nil, nil, err
+	}
+	spec, err := BuildSpec(in)
+	if err != nil {
+		return nil, nil, err
+	}
+	err = e.updateContainer(c, func(r *Container) {
+		r.MountNotes = in.ImageIDs
+		r.ImageID, r.ImageRef, r.User, r.StopSignal, r.LogPath, r.CgroupPath = img.ID, img.ID, who, stopSignal, logPath, in.CgroupPath
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	rootfs, err := e.overlay(c.id, lower)
+	return spec, rootfs, err
+}
+
+// hold keeps layers for a container, and records that it does.
+func (e *Engine) hold(c *container, layers []string) error {
+	if err := e.images.Hold(c.id, layers...); err != nil {
+		return err
+	}
+	return e.updateContainer(c, func(r *Container) { r.Layers = append(slices.Clip(r.Layers), layers...) })
+}
+
+// configOf takes from an image's configuration what shapes a container.
+func configOf(img *images.Image) ImageConfig {
+	c := &img.Config.Config
+	out := ImageConfig{Entrypoint: c.Entrypoint, Cmd: c.Cmd, Env: c.Env, WorkingDir: c.WorkingDir, User: c.User, StopSignal: c.StopSignal}
+	for path := range c.Volumes {
+		out.Volumes = append(out.Volumes, path)
+	}
+	slices.Sort(out.Volumes)
+	return out
+}
+
+// overlay makes a container's writable layer and gives its root file system.
+// It is volatile: after a crash of the node the layer is thrown away with its
+// container, so nothing is gained by the syncs that it saves.
+func (e *Engine) overlay(id string, lower []string) (*api.Mount, error) {
+	upper, work := filepath.Join(e.cfg.layerDir(id), "upper"), filepath.Join(e.cfg.layerDir(id), "work")
+	for _, dir := range []string{upper, work} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return nil, err
+		}
+	}
+	// Overlayfs shows the upper layer's root; it shall look like the image's.
+	var st unix.Stat_t
+	if err := unix.Stat(lower[0], &st); err != nil {
+		return nil, &os.PathError{Op: "stat", Path: lower[0], Err: err}
+	}
+	if err := os.Chmod(upper, os.FileMode(st.Mode&0o777)); err != nil {
+		return nil, err
+	}
+	if err := os.Chown(upper, int(st.Uid), int(st.Gid)); err != nil {
+		return nil, err
+	}
+	return &api.Mount{Type: "overlay", Source: "overlay", Options: []string{
+		"lowerdir=" + strings.Join(lower, ":"), "upperdir=" + upper, "workdir=" + work, "volatile"}}, nil
+}
+
+// logPath gives the absolute path of a container's log, "" for none.
+func (e *Engine) logPath(pod *PodConfig, cfg *ContainerConfig) (string, error) {
+	if pod.LogDir == "" || cfg.LogPath == "" {
+		return "", nil
+	}
+	path := filepath.Join(pod.LogDir, cfg.LogPath)
+	if !strings.HasPrefix(path, filepath.Clean(pod.LogDir)+"/") {
+		return "", fmt.Errorf("%w: log path %q leaves the pod's log directory", ErrInvalid, cfg.LogPath)
+	}
+	return path, os.MkdirAll(filepath.Dir(path), 0o755)
+}
+
+// resolveOnHost looks up on the machine what the specification names.
+func (e *Engine) resolveOnHost(in *SpecInput, c *container) error {
+	sec := &in.Config.Security
+	if sec.Namespaces.PID == ModeTarget {
+		target, err := e.Container(sec.Namespaces.Target)
+		if err != nil {
+			return fmt.Errorf("container whose pid namespace is shared: %w", err)
+		}
+		if target.State != ContainerRunning {
+			return fmt.Errorf("container %s, whose pid namespace is shared: %w: it is %s", target.ID, ErrState, target.State)
+		}
+		in.TargetPid = target.Pid
+	}
+	for _, m := range in.Config.Mounts {
+		if m.Image != "" {
+			if err := e.resolveImageMount(in, m, c); err != nil {
+				return err
+			}
+			continue
+		}
+		if _, err := os.Stat(m.HostPath); err != nil {
+			return fmt.Errorf("%w: source of mount %s: %w", ErrInvalid, m.ContainerPath, err)
+		}
+	}
+	if err := resolveDevices(in); err != nil {
+		return err
+	}
+	if p := sec.Seccomp; p.Kind == ProfileLocalhost && !sec.Privileged {
+		profile, err := e.localhostSeccomp(p.Name)
+		if err != nil {
+			return err
+		}
+		in.Seccomp = profile
+	}
+	return nil
+}
+
+// localhostSeccomp reads a profile that the node's operator has put there.
+func (e *Engine) localhostSeccomp(name string) (*specs.LinuxSeccomp, error) {
+	path := strings.TrimPrefix(name, "localhost/")
+	if !filepath.IsAbs(path) {
+		path = filepath.Join(e.cfg.SeccompProfileDir, path)
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("%w: seccomp profile: %w", ErrInvalid, err)
+	}
+	var profile specs.LinuxSeccomp
+	if err := json.Unmarshal(data, &profile); err != nil {
+		return nil, fmt.Errorf("%w: seccomp profile %s: %w", ErrInvalid, path, err)
+	}
+	return &profile, nil
+}
+
+// Spec gives a container's OCI specification.
+func (e *Engine) Spec(id string) (*specs.Spec, error) {
+	c, err := e.findContainer(id)
+	if err != nil {
+		return nil, err
+	}
+	var spec specs.Spec
+	return &spec, atomicfile.ReadJSON(filepath.Join(e.cfg.containerDir(c.id), configFile), &spec)
+}
