@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"time"
 
 	"github.com/longshore/longshore/engine"
 	"github.com/longshore/longshore/images"
@@ -172,12 +171,9 @@ func (c *Config) shimBinary() (string, error) {
 	return filepath.Join(filepath.Dir(self), "longshore-shim"), nil
 }
 
-// stopTimeout is the grace of a container that is stopped without one.
-const stopTimeout = 10 * time.Second
-
 func (c *Config) engine() engine.Config {
 	return engine.Config{RunDir: c.RunDir, StateDir: c.StateDir, CgroupParent: c.Pods.CgroupParent, ShmSize: c.Pods.ShmSize,
-		SeccompDefault: c.Pods.Seccomp, SeccompProfileDir: c.Pods.SeccompProfileRoot, StopTimeout: stopTimeout, Handlers: c.Pods.RuntimeHandlers,
+		SeccompDefault: c.Pods.Seccomp, SeccompProfileDir: c.Pods.SeccompProfileRoot, Handlers: c.Pods.RuntimeHandlers,
 		CNI: engine.CNIConfig{ConfDir: c.Network.ConfDir, BinDirs: c.Network.BinDirs, CacheDir: c.Network.CacheDir, DataDir: c.Network.DataDir}}
 }
 

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -37,7 +38,7 @@ func main() {
 }
 
 // errUsage is an error in the command line.
-var errUsage = errors.New("bad command line\n" + usage)
+var errUsage = errors.New("bad command line\n" + strings.TrimSpace(usage))
 
 func run(ctx context.Context, args []string, out io.Writer) error {
 	if len(args) == 0 {
@@ -80,7 +81,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		}
 		return importImage(ctx, &cfg, flags.Arg(0), flags.Arg(1), out)
 	}
-	return fmt.Errorf("no command %q\n%s", verb, usage)
+	return fmt.Errorf("no command %q\n%s", verb, strings.TrimSpace(usage))
 }
 
 // version names the build.

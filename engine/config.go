@@ -1,9 +1,6 @@
 package engine
 
-import (
-	"path/filepath"
-	"time"
-)
+import "path/filepath"
 
 // Config is what the engine needs to know of the node.
 type Config struct {
@@ -15,7 +12,6 @@ type Config struct {
 
 	SeccompDefault    string // of containers that say nothing: "unconfined" or "runtime/default"
 	SeccompProfileDir string // where localhost profiles may lie
-	StopTimeout       time.Duration
 
 	// The network; see package cni.
 	CNI CNIConfig

@@ -37,7 +37,7 @@ type Engine struct {
 	pods       map[string]*pod
 	podKeys    map[PodKey]*pod
 	containers map[string]*container
-	podCIDR    string
+	podCIDRs   []string
 }
 
 // New makes an engine over a store of images and a pool of shims. Call

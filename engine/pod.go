@@ -163,7 +163,9 @@ func (e *Engine) network() (*cni.Network, error) {
 }
 
 func (e *Engine) cniConfig() cni.Config {
-	return cni.Config{ConfDir: e.cfg.CNI.ConfDir, BinDirs: e.cfg.CNI.BinDirs, CacheDir: e.cfg.CNI.CacheDir, DataDir: e.cfg.CNI.DataDir}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return cni.Config{DefaultSubnets: e.podCIDRs, ConfDir: e.cfg.CNI.ConfDir, BinDirs: e.cfg.CNI.BinDirs, CacheDir: e.cfg.CNI.CacheDir, DataDir: e.cfg.CNI.DataDir}
 }
 
 // sandboxOf says what a shim has to make, or to remove, for a pod.

@@ -1,8 +1,8 @@
 package engine
 
 import (
-	"context"
 	"fmt"
+	"strings"
 )
 
 // NetworkStatus says whether pods can be attached to a network: which one, or
@@ -15,13 +15,14 @@ func (e *Engine) NetworkStatus() (name string, err error) {
 	return fmt.Sprintf("%s (%s)", network.Name, network.Source), nil
 }
 
-// SetPodCIDR takes the addresses that the cluster gives this node's pods; ""
-// changes nothing.
+// SetPodCIDR takes the addresses that the cluster gives this node's pods, one
+// range or two with a comma; the built-in network uses them for pods to come.
+// "" changes nothing.
 func (e *Engine) SetPodCIDR(cidr string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if cidr != "" {
-		e.podCIDR = cidr
+		e.podCIDRs = strings.Split(cidr, ",")
 	}
 }
 
@@ -30,14 +31,3 @@ func (e *Engine) UsesCgroupV2() bool { return e.host.cgroupV2 }
 
 // Handlers gives the runtime handlers beside the default one.
 func (e *Engine) Handlers() []string { return e.cfg.Handlers }
-
-// ImageUsers gives the containers that hold an image.
-func (e *Engine) ImageUsers(ctx context.Context, imageID string) []string {
-	var users []string
-	for _, c := range e.Containers() {
-		if c.ImageID == imageID {
-			users = append(users, c.ID)
-		}
-	}
-	return users
-}

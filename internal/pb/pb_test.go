@@ -21,7 +21,6 @@ type outer struct {
 	Ins  []*inner          `pb:"7"`
 	Strs []string          `pb:"8"`
 	M    map[string]string `pb:"9"`
-	skip int
 }
 
 func full() *outer {
