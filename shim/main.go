@@ -4,7 +4,7 @@
 // outlives the daemon and links neither gRPC nor Kubernetes.
 //
 // The same binary, started the same way, makes or removes a pod's sandbox and
-// then ends.
+// then ends. With any other command line it is an OCI runtime: see package oci.
 package main
 
 import (
@@ -14,6 +14,8 @@ import (
 	"runtime"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/longshore/longshore/shim/oci"
 )
 
 // Descriptors that the daemon hands over; see api/PROTOCOL.md.
@@ -24,6 +26,9 @@ const (
 
 func main() {
 	runtime.GOMAXPROCS(1)
+	if len(os.Args) < 2 || os.Args[1] != "serve" {
+		os.Exit(oci.Main(os.Args[1:]))
+	}
 	if err := run(os.Args[1:]); err != nil {
 		fmt.Fprintln(os.Stderr, "longshore-shim:", err)
 		os.Exit(1)
@@ -31,7 +36,7 @@ func main() {
 }
 
 func run(args []string) error {
-	if len(args) != 1 || args[0] != "serve" {
+	if len(args) != 1 {
 		return fmt.Errorf("usage: longshore-shim serve, with a listening socket as descriptor %d and the daemon's pipe as %d", fdListener, fdLifeline)
 	}
 	// Started from a descriptor, the process would have its number as its name.

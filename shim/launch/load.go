@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"slices"
 	"strconv"
+	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -68,18 +70,25 @@ func FindProcess(pid int, started uint64) (*Process, error) {
 // Ended says whether the process has ended, reaped or not.
 func (p *Process) Ended() bool { return p.exited() }
 
-// WaitEnd returns when the process, which need not be a child, has ended. It
-// does not reap.
-func (p *Process) WaitEnd() error {
+// WaitEnd returns when the process, which need not be a child, has ended, or
+// after timeout with an error that wraps [os.ErrDeadlineExceeded]. It does not
+// reap.
+func (p *Process) WaitEnd(timeout time.Duration) error {
 	fd, err := p.dupPidfd()
 	if err != nil {
-		return nil
+		return nil // ended before
 	}
 	defer unix.Close(fd)
+	late := time.Now().Add(timeout)
 	for {
-		_, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, -1)
-		if err != unix.EINTR {
+		left := max(0, time.Until(late).Milliseconds())
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(left))
+		switch {
+		case err == unix.EINTR:
+		case err != nil || n > 0:
 			return err
+		default:
+			return fmt.Errorf("wait for the end of process %d: %w", p.pid, os.ErrDeadlineExceeded)
 		}
 	}
 }
@@ -187,4 +196,27 @@ func openDevpts(root int, mounts []specs.Mount) (int, error) {
 		unix.Close(fd)
 	}
 	return -1, nil
+}
+
+// MountOptions lists the options of mounts that are not handed to the
+// filesystem.
+func MountOptions() []string {
+	names := []string{"bind", "defaults", "idmap", "rbind", "remount", "ridmap", "tmpcopyup"}
+	for _, o := range attrOptions {
+		names = append(names, o.name, "r"+o.name)
+	}
+	for _, p := range []string{"private", "shared", "slave", "unbindable"} {
+		names = append(names, p, "r"+p)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// Capabilities lists the names of capabilities in the kernel's order.
+func Capabilities() []string {
+	names := make([]string, 0, len(capNames))
+	for _, name := range capNames {
+		names = append(names, "CAP_"+name)
+	}
+	return names
 }

@@ -58,7 +58,7 @@ func createFlags(verb string, args []string) (id string, o createOptions, err er
 	} else {
 		o.detach = true
 	}
-	ids, err := parse(f, args, 1)
+	ids, err := parse(f, args, 1, 1)
 	if err != nil {
 		return "", o, err
 	}
@@ -114,14 +114,14 @@ func (c *cli) make(id string, o createOptions, gate bool) (*container, *launch.C
 		Version: spec.Version, ID: id, Bundle: bundle, Rootfs: rootfs(bundle, spec), Created: time.Now().UTC(),
 		Owner: os.Getuid(), Cgroup: spec.Linux.CgroupsPath, NoProcess: noProcess, Annotations: spec.Annotations,
 	}
-	if err := atomicfile.WriteJSON(filepath.Join(ct.dir, configFile), spec, atomicfile.Volatile); err != nil {
+	if err := atomicfile.WriteJSON(ct.path(configFile), spec, atomicfile.Volatile); err != nil {
 		return nil, nil, err
 	}
 	if err := ct.save(); err != nil {
 		return nil, nil, err
 	}
 	cfg := launch.Config{
-		ID: id, Bundle: bundle, Spec: spec, Stdio: launch.Stdio{Stdin: c.in, Stdout: c.out, Stderr: os.Stderr},
+		ID: id, Bundle: bundle, Spec: spec, Stdio: launch.Stdio{Stdin: c.in, Stdout: c.out, Stderr: c.err},
 	}
 	if gate {
 		cfg.Gate = ct.dir

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -28,16 +29,12 @@ func (c *cli) kill(args []string) error {
 	var all bool
 	f.BoolVar(&all, "all", false, "")
 	f.BoolVar(&all, "a", false, "")
-	n := 2
-	if rest, err := parse(f, args, 2); err != nil && len(rest) == 0 {
-		n = 1 // the signal may be left out
-	}
-	rest, err := parse(f, args, n)
+	rest, err := parse(f, args, 1, 2)
 	if err != nil {
 		return err
 	}
 	sig := unix.SIGTERM
-	if n == 2 {
+	if len(rest) == 2 {
 		if sig, err = parseSignal(rest[1]); err != nil {
 			return err
 		}
@@ -98,6 +95,9 @@ func (ct *container) signalAll(sig unix.Signal, status specs.ContainerState) err
 	pids, err := group.Procs()
 	if err != nil {
 		return err
+	}
+	if len(pids) == 0 {
+		return errNotRunning
 	}
 	var errs []error
 	for _, pid := range pids {
@@ -162,7 +162,7 @@ func (c *cli) delete(args []string) error {
 	var force bool
 	f.BoolVar(&force, "force", false, "")
 	f.BoolVar(&force, "f", false, "")
-	ids, err := parse(f, args, 1)
+	ids, err := parse(f, args, 1, 1)
 	if err != nil {
 		return err
 	}
@@ -212,7 +212,8 @@ func (c *cli) end(id string) error {
 	if err := p.Signal(unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
 		return err
 	}
-	return ct.killGroup()
+	// It leaves its cgroup before it counts as ended.
+	return errors.Join(ct.killGroup(), p.WaitEnd(endTimeout))
 }
 
 // killGroup ends what is in the cgroup.
@@ -229,12 +230,19 @@ func (ct *container) killGroup() error {
 	return group.WaitEmpty(ctx)
 }
 
-// destroy gives back everything, with the directory last.
+// destroy removes a container that another process has made.
 func (c *cli) destroy(ct *container) error {
 	launched, err := ct.launched()
 	if err != nil {
 		c.warn(err) // a damaged specification must not keep the rest
 	}
+	return c.release(ct, launched)
+}
+
+// release ends what is left of a container whose first process has ended or
+// has been killed, and gives everything back, the directory last. launched may
+// be nil.
+func (c *cli) release(ct *container, launched *launch.Container) error {
 	// A shared pid namespace leaves other processes behind.
 	if err := ct.killGroup(); err != nil {
 		return err
@@ -255,7 +263,7 @@ func (c *cli) destroy(ct *container) error {
 // removeRemains removes the directory of a create that died before it could
 // write the state.
 func (c *cli) removeRemains(id string) error {
-	ct := &container{dir: c.dir(id)}
+	ct := &container{dir: filepath.Join(c.root, id)}
 	err := ct.acquire(unix.LOCK_EX)
 	if errors.Is(err, errNotExist) {
 		return nil
@@ -269,5 +277,3 @@ func (c *cli) removeRemains(id string) error {
 	}
 	return ct.remove()
 }
-
-var _ = launch.Waiting

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"runtime/debug"
 	"strconv"
 
@@ -104,6 +105,9 @@ func (c *cli) run(args []string) (verb string, err error) {
 	if command == nil {
 		return verb, fmt.Errorf("no command %q: %w", verb, errUsage)
 	}
+	if c.root, err = filepath.Abs(c.root); err != nil {
+		return verb, err
+	}
 	c.log.write("debug", verb)
 	return verb, command(f.Args()[1:])
 }
@@ -173,8 +177,9 @@ func flagError(err error) error {
 	return fmt.Errorf("%w: %w", errUsage, err)
 }
 
-// parse reads flags before, between and behind n arguments, as runc does.
-func parse(f *flag.FlagSet, args []string, n int) ([]string, error) {
+// parse reads flags before, between and behind the arguments, as runc does,
+// and gives the arguments, of which there must be at least least.
+func parse(f *flag.FlagSet, args []string, least, most int) ([]string, error) {
 	var rest []string
 	for {
 		if err := f.Parse(args); err != nil {
@@ -189,8 +194,8 @@ func parse(f *flag.FlagSet, args []string, n int) ([]string, error) {
 		}
 		rest, args = append(rest, f.Arg(0)), f.Args()[1:]
 	}
-	if len(rest) != n {
-		return nil, fmt.Errorf("%s: %d arguments instead of %d: %w", f.Name(), len(rest), n, errUsage)
+	if len(rest) < least || len(rest) > most {
+		return nil, fmt.Errorf("%s: %d arguments, want %d to %d: %w", f.Name(), len(rest), least, most, errUsage)
 	}
 	return rest, nil
 }

@@ -13,7 +13,7 @@ var errNoProcess = errors.New("the specification has no process to start")
 
 // start runs the program of a created container.
 func (c *cli) start(args []string) error {
-	ids, err := parse(newFlags("start"), args, 1)
+	ids, err := parse(newFlags("start"), args, 1, 1)
 	if err != nil {
 		return err
 	}
@@ -40,7 +40,7 @@ func (c *cli) start(args []string) error {
 		if err := p.Signal(unix.SIGKILL); err != nil {
 			return err
 		}
-		return fmt.Errorf("start container %s: %w", ct.ID, errors.Join(errNoProcess, p.WaitEnd()))
+		return fmt.Errorf("start container %s: %w", ct.ID, errors.Join(errNoProcess, p.WaitEnd(endTimeout)))
 	}
 	launched, err := ct.launched()
 	if err != nil {

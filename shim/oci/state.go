@@ -46,7 +46,7 @@ func (ct *container) report() (report, error) {
 
 // state prints the state of a container as JSON.
 func (c *cli) state(args []string) error {
-	ids, err := parse(newFlags("state"), args, 1)
+	ids, err := parse(newFlags("state"), args, 1, 1)
 	if err != nil {
 		return err
 	}
@@ -76,7 +76,7 @@ func (c *cli) list(args []string) error {
 	f.StringVar(&format, "f", "table", "")
 	f.BoolVar(&quiet, "quiet", false, "")
 	f.BoolVar(&quiet, "q", false, "")
-	if _, err := parse(f, args, 0); err != nil {
+	if _, err := parse(f, args, 0, 0); err != nil {
 		return err
 	}
 	reports, err := c.reports()

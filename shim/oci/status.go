@@ -74,10 +74,10 @@ func (ct *container) frozen() (bool, error) {
 	for _, t := range host.Trees {
 		file, want := "", ""
 		switch {
+		case t.Unified: // freezes on a hybrid host too
+			file, want = "cgroup.freeze", "1"
 		case slices.Contains(t.Controllers, "freezer"):
 			file, want = "freezer.state", "FROZEN"
-		case t.Unified && host.Mode == cgroup.V2:
-			file, want = "cgroup.freeze", "1"
 		default:
 			continue
 		}

@@ -57,6 +57,8 @@ type container struct {
 	lock *os.File // nil if it is not held
 }
 
+func (ct *container) path(name string) string { return filepath.Join(ct.dir, name) }
+
 // checkID refuses names that are no file names or that runc refuses.
 func checkID(id string) error {
 	strange := strings.ContainsFunc(id, func(r rune) bool {
@@ -76,12 +78,8 @@ func (c *cli) add(id string) (*container, error) {
 	if err := os.MkdirAll(c.root, 0o711); err != nil {
 		return nil, err
 	}
-	root, err := filepath.Abs(c.root)
-	if err != nil {
-		return nil, err
-	}
-	ct := &container{dir: filepath.Join(root, id), record: record{ID: id}}
-	err = os.Mkdir(ct.dir, 0o700)
+	ct := &container{dir: filepath.Join(c.root, id), record: record{ID: id}}
+	err := os.Mkdir(ct.dir, 0o700)
 	if errors.Is(err, os.ErrExist) {
 		return nil, fmt.Errorf("container with id %q exists already: %w", id, unix.EEXIST)
 	}
@@ -100,16 +98,12 @@ func (c *cli) open(id string) (*container, error) {
 	if err := checkID(id); err != nil {
 		return nil, err
 	}
-	root, err := filepath.Abs(c.root)
-	if err != nil {
-		return nil, err
-	}
-	ct := &container{dir: filepath.Join(root, id)}
+	ct := &container{dir: filepath.Join(c.root, id)}
 	return ct, ct.load(id)
 }
 
 func (ct *container) load(id string) error {
-	err := atomicfile.ReadJSON(filepath.Join(ct.dir, stateFile), &ct.record)
+	err := atomicfile.ReadJSON(ct.path(stateFile), &ct.record)
 	if errors.Is(err, os.ErrNotExist) {
 		err = errNotExist
 	}
@@ -171,7 +165,7 @@ func (ct *container) release() {
 
 // save writes the state. It dies with a reboot anyway, so that it is not synced.
 func (ct *container) save() error {
-	return atomicfile.WriteJSON(filepath.Join(ct.dir, stateFile), ct.record, atomicfile.Volatile)
+	return atomicfile.WriteJSON(ct.path(stateFile), ct.record, atomicfile.Volatile)
 }
 
 // remove takes the directory away. The state goes last: until then the rest is
@@ -186,7 +180,7 @@ func (ct *container) remove() error {
 	}
 	for _, n := range names {
 		if n.Name() != stateFile {
-			if err := os.RemoveAll(filepath.Join(ct.dir, n.Name())); err != nil {
+			if err := os.RemoveAll(ct.path(n.Name())); err != nil {
 				return err
 			}
 		}
@@ -196,7 +190,7 @@ func (ct *container) remove() error {
 
 // config reads the container's specification, as it was at create.
 func (ct *container) config() (*specs.Spec, error) {
-	return readSpec(filepath.Join(ct.dir, configFile))
+	return readSpec(ct.path(configFile))
 }
 
 // launched gives the container for starting processes and removal.

@@ -1,0 +1,212 @@
+package oci
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// running gives a container whose program waits.
+func running(t *testing.T) *fixture {
+	t.Helper()
+	f := newFixture(t, "wait")
+	_, out := f.create()
+	f.ok("start", f.id)
+	readLine(t, out)
+	return f
+}
+
+func TestExec(t *testing.T) {
+	f := running(t)
+	file := filepath.Join(t.TempDir(), "process.json")
+	p := specs.Process{Args: []string{"/probe", "who"}, Cwd: "/tmp", Env: []string{"WHO=file"}, User: specs.User{UID: 5, GID: 6}}
+	data, err := json.Marshal(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, tc := range map[string]struct {
+		args   []string
+		out    string // without the pid
+		errs   string
+		status int
+	}{
+		"of the container": {[]string{f.id, "/probe", "who"}, "0 0 \n/ <nil>\n", "", 0},
+		"flags":            {[]string{"--user", "7:8", "-e", "WHO=flag", "--cwd", "/tmp", f.id, "/probe", "who"}, "7 8 flag\n/tmp <nil>\n", "", 0},
+		"file":             {[]string{"--process", file, f.id}, "5 6 file\n/tmp <nil>\n", "", 0},
+		"status":           {[]string{f.id, "/probe", "exit", "9"}, "", "", 9},
+		"not found":        {[]string{f.id, "nowhere"}, "", "executable file not found in $PATH", 255},
+		"nothing to run":   {[]string{f.id}, "", "want a container and a command", 255},
+		"no container":     {[]string{"other", "/probe"}, "", "does not exist", 255},
+		"bad user":         {[]string{"--user", "x", f.id, "/probe"}, "", "--user", 255},
+	} {
+		t.Run(name, func(t *testing.T) {
+			out, errs, status := f.run(append([]string{"exec"}, tc.args...)...)
+			if _, rest, ok := strings.Cut(out, " "); ok {
+				out = rest
+			}
+			if out != tc.out || status != tc.status || !strings.Contains(errs, tc.errs) {
+				t.Errorf("%q, %q, status %d", out, errs, status)
+			}
+		})
+	}
+}
+
+func TestExecLeftAlone(t *testing.T) {
+	f := running(t)
+	pidFile := filepath.Join(t.TempDir(), "pid")
+	f.ok("exec", "--detach", "--pid-file", pidFile, f.id, "/probe", "exit", "3")
+	if status := reap(t, readPid(t, pidFile)); status.ExitStatus() != 3 {
+		t.Errorf("status %#x", status)
+	}
+}
+
+// TestExecBeforeStart: the namespaces are there, the program is not.
+func TestExecBeforeStart(t *testing.T) {
+	f := newFixture(t, "wait")
+	f.create()
+	if out := f.ok("exec", f.id, "/probe", "say", "early"); out != "early\n" {
+		t.Errorf("%q", out)
+	}
+	f.wantStatus(specs.StateCreated)
+}
+
+// listen makes a console socket, from which terminal reads one descriptor.
+func listen(t *testing.T) (path string, terminal func() *os.File) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "console")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	return path, func() *os.File {
+		t.Helper()
+		conn, err := l.AcceptUnix()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		name, control := make([]byte, 4096), make([]byte, unix.CmsgSpace(4))
+		n, oob, _, _, err := conn.ReadMsgUnix(name, control)
+		if err != nil || n == 0 {
+			t.Fatalf("name of %d bytes, %v", n, err)
+		}
+		messages, err := unix.ParseSocketControlMessage(control[:oob])
+		if err != nil || len(messages) != 1 {
+			t.Fatalf("%d messages, %v", len(messages), err)
+		}
+		fds, err := unix.ParseUnixRights(&messages[0])
+		if err != nil || len(fds) != 1 {
+			t.Fatalf("descriptors %v, %v", fds, err)
+		}
+		return os.NewFile(uintptr(fds[0]), string(name[:n]))
+	}
+}
+
+// shown reads a terminal until its last user has let go.
+func shown(t *testing.T, master *os.File) string {
+	t.Helper()
+	defer master.Close()
+	text, err := io.ReadAll(master)
+	if err != nil && !errors.Is(err, unix.EIO) {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+const onTerminal = "0 true <nil>\r\n1 true <nil>\r\n2 true <nil>\r\n"
+
+func TestConsoleSocket(t *testing.T) {
+	f := newFixture(t, "tty")
+	f.spec.Process.Terminal = true
+	f.write()
+	f.fails("--console-socket", "create", "--bundle", f.bundle, f.id)
+	path, terminal := listen(t)
+	f.ok("create", "--bundle", f.bundle, "--console-socket", path, f.id)
+	master := terminal()
+	f.ok("start", f.id)
+	if text := shown(t, master); text != onTerminal {
+		t.Errorf("%q", text)
+	}
+}
+
+func TestConsoleSocketOfExec(t *testing.T) {
+	f := running(t)
+	path, terminal := listen(t)
+	f.ok("exec", "--tty", "--detach", "--console-socket", path, f.id, "/probe", "tty")
+	if text := shown(t, terminal()); text != onTerminal {
+		t.Errorf("%q", text)
+	}
+}
+
+// TestExecShowsATerminal: without a console socket the command itself stands
+// between the process's terminal and its own streams.
+func TestExecShowsATerminal(t *testing.T) {
+	f := running(t)
+	out := f.ok("exec", "--tty", f.id, "/probe", "tty")
+	if out != onTerminal {
+		t.Errorf("%q", out)
+	}
+}
+
+func TestPauseAndResume(t *testing.T) {
+	f := running(t)
+	f.ok("pause", f.id)
+	f.wantStatus(statePaused)
+	f.fails("it is paused", "pause", f.id)
+	if _, errs, status := f.run("exec", f.id, "/probe", "say", "x"); status != 255 || !strings.Contains(errs, "paused") {
+		t.Errorf("exec: status %d, %s", status, errs)
+	}
+	f.ok("resume", f.id)
+	f.wantStatus(specs.StateRunning)
+	f.fails("it is running", "resume", f.id)
+	f.ok("pause", f.id)
+	pid := f.state().Pid
+	f.ok("kill", f.id, "KILL") // reaches a frozen one too
+	reap(t, pid)
+	f.wantStatus(specs.StateStopped)
+}
+
+func TestProcessesOfAContainer(t *testing.T) {
+	f := running(t)
+	var pids []int
+	if err := json.Unmarshal([]byte(f.ok("ps", "--format", "json", f.id)), &pids); err != nil {
+		t.Fatal(err)
+	}
+	if len(pids) != 1 || pids[0] != f.state().Pid {
+		t.Errorf("processes %v", pids)
+	}
+}
+
+func TestUpdateFromStandardInput(t *testing.T) {
+	f := running(t)
+	cmd := f.command("update", "--resources", "-", f.id)
+	cmd.Stdin = bytes.NewReader([]byte(`{"pids":{"limit":77}}`))
+	if _, errs, status := f.finish(cmd); status != 0 {
+		t.Fatalf("status %d: %s", status, errs)
+	}
+	f.ok("update", "--memory", "64m", f.id)
+	_, group, err := (&container{record: record{Cgroup: f.group}}).group()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stats, err := group.Stats()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if stats.Pids.Limit != 77 || stats.Memory.Limit != 64<<20 {
+		t.Errorf("limits: %d processes, %d bytes", stats.Pids.Limit, stats.Memory.Limit)
+	}
+}

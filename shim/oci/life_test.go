@@ -1,0 +1,320 @@
+package oci
+
+import (
+	"encoding/json"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+func TestLifeOfAContainer(t *testing.T) {
+	f := newFixture(t, "wait")
+	f.spec.Annotations = map[string]string{"a": "b"}
+	in, out := f.create()
+	r := f.wantStatus(specs.StateCreated)
+	if r.ID != f.id || r.Bundle != f.bundle || r.Pid == 0 || r.Annotations["a"] != "b" || r.Rootfs != filepath.Join(f.bundle, "rootfs") {
+		t.Errorf("state %+v", r)
+	}
+	f.fails("exists already", "create", "--bundle", f.bundle, f.id)
+	f.fails("not stopped", "delete", f.id)
+	f.wantStatus(specs.StateCreated)
+	f.ok("start", f.id)
+	if line := readLine(t, out); line != "waiting" {
+		t.Errorf("the program says %q", line)
+	}
+	if r := f.wantStatus(specs.StateRunning); r.Pid == 0 {
+		t.Error("a running container has no pid")
+	}
+	f.fails("not created", "start", f.id)
+	f.fails("not stopped", "delete", f.id)
+	if list := f.ok("list", "--format", "json"); !strings.Contains(list, `"id":"c1"`) {
+		t.Errorf("list: %s", list)
+	}
+	in.Close()
+	if status := reap(t, r.Pid); !status.Exited() || status.ExitStatus() != 0 {
+		t.Errorf("status %#x", status)
+	}
+	if r := f.wantStatus(specs.StateStopped); r.Pid != 0 {
+		t.Errorf("a stopped container has pid %d", r.Pid)
+	}
+	f.fails("container not running", "kill", f.id, "KILL")
+	f.fails("not created", "start", f.id)
+	f.fails("stopped", "update", "--pids-limit", "3", f.id)
+	f.ok("delete", f.id)
+	f.fails("does not exist", "state", f.id)
+	f.fails("does not exist", "delete", f.id)
+	f.ok("delete", "--force", f.id)
+	if list := f.ok("list", "-q"); list != "" {
+		t.Errorf("list: %s", list)
+	}
+}
+
+func TestKillReachesTheProgram(t *testing.T) {
+	f := newFixture(t, "trap")
+	_, out := f.create()
+	f.ok("start", f.id)
+	readLine(t, out)
+	f.fails("invalid argument", "kill", f.id, "NOSUCH")
+	f.ok("kill", f.id, "USR1")
+	if line := readLine(t, out); line != "user defined signal 1" {
+		t.Errorf("the program got %q", line)
+	}
+}
+
+// TestKillEndsAWaitingContainer: the first process of a pid namespace would be
+// spared by SIGTERM, and one at the gate holds all signals back.
+func TestKillEndsAWaitingContainer(t *testing.T) {
+	for _, args := range [][]string{{"kill", "c1"}, {"kill", "c1", "TERM"}, {"kill", "--all", "c1", "15"}, {"kill", "c1", "SIGKILL"}} {
+		f := newFixture(t, "wait")
+		f.create()
+		pid := f.state().Pid
+		f.ok("kill", f.id, "WINCH")
+		f.wantStatus(specs.StateCreated)
+		f.ok(args...)
+		reap(t, pid)
+		f.wantStatus(specs.StateStopped)
+		f.ok("delete", f.id)
+	}
+}
+
+func TestDeleteByForce(t *testing.T) {
+	for name, started := range map[string]bool{"created": false, "running": true} {
+		t.Run(name, func(t *testing.T) {
+			f := newFixture(t, "wait")
+			f.create()
+			if started {
+				f.ok("start", f.id)
+			}
+			f.ok("delete", "--force", f.id)
+			if f.exists() {
+				t.Error("the state is left")
+			}
+		})
+	}
+}
+
+func TestStartTellsWhatFailed(t *testing.T) {
+	f := newFixture(t)
+	f.spec.Process.Args = []string{"nowhere"}
+	f.create()
+	f.fails(`"nowhere": executable file not found in $PATH`, "start", f.id)
+	f.wantStatus(specs.StateStopped)
+	f.ok("delete", f.id)
+}
+
+func TestContainerWithoutProcess(t *testing.T) {
+	f := newFixture(t)
+	f.spec.Process = nil
+	f.create()
+	f.wantStatus(specs.StateCreated)
+	f.fails("no process", "start", f.id)
+	f.wantStatus(specs.StateStopped)
+	f.ok("delete", f.id)
+}
+
+// TestOneStartWins: the program runs once, however many want to start it.
+func TestOneStartWins(t *testing.T) {
+	f := newFixture(t, "wait")
+	f.create()
+	var starts sync.WaitGroup
+	status := make([]int, 4)
+	for i := range status {
+		cmd := f.command("start", f.id)
+		starts.Go(func() {
+			_ = cmd.Run()
+			status[i] = cmd.ProcessState.ExitCode()
+		})
+	}
+	starts.Wait()
+	won := 0
+	for _, s := range status {
+		if s == 0 {
+			won++
+		}
+	}
+	if won != 1 {
+		t.Errorf("statuses %v", status)
+	}
+}
+
+// TestStrangerWithThePid: a process that got the id later is left alone.
+func TestStrangerWithThePid(t *testing.T) {
+	f := newFixture(t, "wait")
+	f.create()
+	pid := f.state().Pid
+	f.edit(func(r *record) { r.Started++ })
+	f.wantStatus(specs.StateStopped)
+	f.fails("container not running", "kill", f.id, "KILL")
+	f.edit(func(r *record) { r.Started-- })
+	if r := f.wantStatus(specs.StateCreated); r.Pid != pid {
+		t.Errorf("pid %d, want %d", r.Pid, pid)
+	}
+}
+
+// edit changes the recorded state.
+func (f *fixture) edit(change func(*record)) {
+	f.t.Helper()
+	name := filepath.Join(f.root, f.id, stateFile)
+	data, err := os.ReadFile(name)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	var r record
+	if err := json.Unmarshal(data, &r); err != nil {
+		f.t.Fatal(err)
+	}
+	change(&r)
+	if data, err = json.Marshal(r); err != nil {
+		f.t.Fatal(err)
+	}
+	if err := os.WriteFile(name, data, 0o600); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+// TestMakerThatDied: what a killed create has left can be seen and removed.
+func TestMakerThatDied(t *testing.T) {
+	for name, wrote := range map[string]bool{"before the state": false, "after the state": true} {
+		t.Run(name, func(t *testing.T) {
+			f := newFixture(t, "wait")
+			dir := filepath.Join(f.root, f.id)
+			if err := os.MkdirAll(dir, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if wrote {
+				data, _ := json.Marshal(record{ID: f.id, Cgroup: f.group})
+				if err := os.WriteFile(filepath.Join(dir, stateFile), data, 0o600); err != nil {
+					t.Fatal(err)
+				}
+				f.wantStatus(specs.StateStopped)
+				lock, err := os.Open(dir)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+					t.Fatal(err)
+				}
+				f.wantStatus(specs.StateCreating)
+				lock.Close()
+			} else {
+				f.fails("does not exist", "state", f.id)
+			}
+			f.ok("delete", "--force", f.id)
+			if f.exists() {
+				t.Error("the state is left")
+			}
+		})
+	}
+}
+
+func TestFailedCreateLeavesNothing(t *testing.T) {
+	f := newFixture(t, "wait")
+	f.spec.Mounts = append(f.spec.Mounts, specs.Mount{Destination: "/x", Type: "nosuchfs", Source: "none"})
+	f.write()
+	log := filepath.Join(t.TempDir(), "log")
+	_, text, status := f.run("--log", log, "--log-format", "json", "create", "--bundle", f.bundle, f.id)
+	if status != 1 || !strings.Contains(text, "nosuchfs") {
+		t.Errorf("status %d: %s", status, text)
+	}
+	data, err := os.ReadFile(log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var line struct{ Level, Msg, Time string }
+	if err := json.Unmarshal(data, &line); err != nil || line.Level != "error" || !strings.Contains(line.Msg, "nosuchfs") || line.Time == "" {
+		t.Errorf("log %s: %v", data, err)
+	}
+	if f.exists() {
+		t.Error("the state is left")
+	}
+}
+
+func TestRunGivesTheStatus(t *testing.T) {
+	f := newFixture(t, "exit", "7")
+	f.write()
+	if _, text, status := f.run("run", "--bundle", f.bundle, f.id); status != 7 {
+		t.Errorf("status %d: %s", status, text)
+	}
+	if f.exists() {
+		t.Error("the state is left")
+	}
+	if _, _, status := f.run("run", "--keep", "--bundle", f.bundle, f.id); status != 7 || !f.exists() {
+		t.Errorf("status %d with --keep", status)
+	}
+}
+
+func TestRunPassesSignalsOn(t *testing.T) {
+	f := newFixture(t, "trap")
+	f.write()
+	cmd := f.command("run", "--bundle", f.bundle, f.id)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	readLine(t, out)
+	if err := cmd.Process.Signal(unix.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if text, err := io.ReadAll(out); err != nil || string(text) != "terminated\n" {
+		t.Errorf("%q, %v", text, err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestRunDetached(t *testing.T) {
+	f := newFixture(t, "wait")
+	f.write()
+	pidFile := filepath.Join(t.TempDir(), "pid")
+	in, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	cmd := f.command("run", "-d", "--pid-file", pidFile, "-b", f.bundle, f.id)
+	cmd.Stdin = in
+	if _, text, status := f.finish(cmd); status != 0 {
+		t.Fatalf("status %d: %s", status, text)
+	}
+	in.Close()
+	if r := f.wantStatus(specs.StateRunning); r.Pid != readPid(t, pidFile) {
+		t.Errorf("pid %d is not the file's", r.Pid)
+	}
+}
+
+// TestHooksThatFailLate: a warning, and the others go on.
+func TestHooksThatFailLate(t *testing.T) {
+	f := newFixture(t, "say", "done")
+	list := filepath.Join(t.TempDir(), "hooks")
+	say := func(word string) specs.Hook {
+		return specs.Hook{Path: "/bin/sh", Args: []string{"sh", "-c", "echo " + word + " >>" + list}}
+	}
+	broken := specs.Hook{Path: "/bin/false"}
+	f.spec.Hooks = &specs.Hooks{
+		Prestart: []specs.Hook{say("prestart")}, Poststart: []specs.Hook{broken, say("poststart")}, Poststop: []specs.Hook{broken, say("poststop")},
+	}
+	f.create()
+	pid := f.state().Pid
+	for _, verb := range []string{"start", "delete"} {
+		if _, text, status := f.run(verb, f.id); status != 0 || !strings.Contains(text, "warning: ") {
+			t.Errorf("%s: status %d: %s", verb, status, text)
+		}
+		if verb == "start" {
+			reap(t, pid)
+		}
+	}
+	data, err := os.ReadFile(list)
+	if err != nil || string(data) != "prestart\npoststart\npoststop\n" {
+		t.Errorf("hooks %q, %v", data, err)
+	}
+}

@@ -1,0 +1,136 @@
+package oci
+
+import (
+	"errors"
+	"os"
+	"os/signal"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/longshore/longshore/shim/launch"
+)
+
+// runContainer creates and starts a container, and unless it is left alone waits
+// for its end and removes it.
+func (c *cli) runContainer(args []string) error {
+	id, o, err := createFlags("run", args)
+	if err != nil {
+		return err
+	}
+	if err := readOnlySelf(); err != nil {
+		return err
+	}
+	ct, launched, err := c.make(id, o, false)
+	if err != nil {
+		return err
+	}
+	defer ct.release()
+	if ct.NoProcess {
+		return errors.Join(errNoProcess, c.discard(ct, launched))
+	}
+	s, err := c.supervise(launched.Init(), o.handOver, o.detach)
+	if err != nil {
+		return errors.Join(err, c.discard(ct, launched))
+	}
+	if err := launched.Start(); err != nil {
+		s.stop()
+		return errors.Join(err, c.discard(ct, launched))
+	}
+	c.warn(launched.HookError())
+	if o.detach {
+		return nil
+	}
+	ct.release() // others may look, signal and exec meanwhile
+	status, err := s.wait()
+	if err != nil {
+		return err
+	}
+	if !o.keep {
+		if err := ct.acquire(unix.LOCK_EX); err != nil {
+			return err
+		}
+		if err := c.discard(ct, launched); err != nil {
+			return err
+		}
+	}
+	if status != 0 {
+		return exitStatus(status)
+	}
+	return nil
+}
+
+// discard removes a container that this process has made.
+func (c *cli) discard(ct *container, launched *launch.Container) error {
+	if err := launched.Init().Signal(unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+		return err
+	}
+	return c.release(ct, launched)
+}
+
+// supervisor is what a command does for a process it waits for: it passes
+// signals on and, with a terminal of ours, what is typed and shown.
+type supervisor struct {
+	process *launch.Process
+	signals chan os.Signal
+	passing chan struct{} // closed once signals are passed on no more
+	console *proxy        // nil without a terminal of ours
+}
+
+// supervise begins; with alone it does nothing but in appearance.
+func (c *cli) supervise(p *launch.Process, h handOver, alone bool) (*supervisor, error) {
+	s := &supervisor{process: p}
+	if alone {
+		return s, nil
+	}
+	if p.Console() != nil && h.consoleSocket == "" {
+		var err error
+		if s.console, err = newProxy(p.Console(), c.in, c.out); err != nil {
+			return nil, err
+		}
+	}
+	s.signals, s.passing = make(chan os.Signal, 64), make(chan struct{})
+	signal.Notify(s.signals)
+	go s.pass()
+	return s, nil
+}
+
+// pass ends with [supervisor.stop].
+func (s *supervisor) pass() {
+	defer close(s.passing)
+	for sig := range s.signals {
+		switch sig {
+		case unix.SIGCHLD, unix.SIGURG, unix.SIGPIPE:
+			// About this process: its children, the Go scheduler, its pipes.
+		case unix.SIGWINCH:
+			if s.console != nil {
+				s.console.resize()
+			}
+		default:
+			_ = s.process.Signal(sig.(unix.Signal)) // it may have ended
+		}
+	}
+}
+
+func (s *supervisor) stop() {
+	if s.signals != nil {
+		signal.Stop(s.signals)
+		close(s.signals)
+		<-s.passing
+	}
+	if s.console != nil {
+		s.console.close()
+	}
+}
+
+// wait gives the status of the process as a shell would.
+func (s *supervisor) wait() (int, error) {
+	status, err := s.process.Wait()
+	s.stop()
+	switch {
+	case err != nil:
+		return 0, err
+	case status.Signaled():
+		return 128 + int(status.Signal()), nil
+	}
+	return status.ExitStatus(), nil
+}
