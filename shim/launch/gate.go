@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -18,6 +19,9 @@ const (
 	gateFIFO   = "gate"
 	gateRecord = "gate.json"
 )
+
+// endTimeout bounds the wait for a process that was sent SIGKILL.
+const endTimeout = 10 * time.Second
 
 // fifoGate is a gate that outlives its maker: a FIFO of which the child holds
 // both ends, so that it waits for a byte and never sees an end of file. The
@@ -147,7 +151,7 @@ func (c *Container) openGate() error {
 	}
 	if err != nil {
 		_ = c.init.Signal(unix.SIGKILL)
-		return errors.Join(err, c.init.WaitEnd())
+		return errors.Join(err, c.init.WaitEnd(endTimeout))
 	}
 	removeGate(c.gate)
 	c.lateHooks("poststart", c.hooks().Poststart, specs.StateRunning)

@@ -44,7 +44,7 @@ func TestGateOutlivesItsMaker(t *testing.T) {
 		t.Fatal(err)
 	}
 	checkDefaults(t, decode(t, string(out)))
-	if err := c.Init().WaitEnd(); err != nil || !c.Init().Ended() {
+	if err := c.Init().WaitEnd(endTimeout); err != nil || !c.Init().Ended() {
 		t.Errorf("end of the process: %v", err)
 	}
 	if left, _ := os.ReadDir(f.cfg.Gate); len(left) > 0 {
@@ -77,7 +77,7 @@ func TestStartOfDeadProcessAtGate(t *testing.T) {
 	if err := made.Init().Signal(unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.Init().WaitEnd(); err != nil {
+	if err := c.Init().WaitEnd(endTimeout); err != nil {
 		t.Fatal(err)
 	}
 	if err := c.Start(); !errors.Is(err, unix.ESRCH) && !errors.Is(err, os.ErrNotExist) {

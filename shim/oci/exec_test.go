@@ -145,10 +145,13 @@ func TestConsoleSocket(t *testing.T) {
 func TestConsoleSocketOfExec(t *testing.T) {
 	f := running(t)
 	path, terminal := listen(t)
-	f.ok("exec", "--tty", "--detach", "--console-socket", path, f.id, "/probe", "tty")
+	pidFile := filepath.Join(t.TempDir(), "pid")
+	f.ok("exec", "--tty", "--detach", "--pid-file", pidFile, "--console-socket", path, f.id, "/probe", "tty")
 	if text := shown(t, terminal()); text != onTerminal {
 		t.Errorf("%q", text)
 	}
+	// A pid namespace ends only once everyone in it is reaped.
+	reap(t, readPid(t, pidFile))
 }
 
 // TestExecShowsATerminal: without a console socket the command itself stands
