@@ -52,6 +52,9 @@ func namespaces(o *runtimeapi.NamespaceOption) (engine.Namespaces, error) {
 		if len(user.Uids) != 1 || len(user.Gids) != 1 {
 			return ns, fmt.Errorf("%w: a pod's user namespace needs one mapping of users and one of groups", engine.ErrInvalid)
 		}
+		if user.Uids[0].ContainerId != 0 || user.Gids[0].ContainerId != 0 {
+			return ns, fmt.Errorf("%w: a pod's user namespace must map user 0 and group 0", engine.ErrInvalid)
+		}
 		ns.User = &engine.UserMap{UIDs: idMaps(user.Uids), GIDs: idMaps(user.Gids)}
 	default:
 		return ns, fmt.Errorf("%w: user namespace mode %s", engine.ErrInvalid, user.Mode)

@@ -74,14 +74,14 @@ func TestResolveUser(t *testing.T) {
 		image string
 		want  string
 	}{
-		"nothing":       {Security{}, "", `{"uid":0,"gid":0}`},
-		"by the image":  {Security{}, "sailor", `{"uid":1000,"gid":100,"groups":[2000]}`},
-		"by name":       {Security{RunAsUsername: "sailor"}, "root", `{"uid":1000,"gid":100,"groups":[2000]}`},
-		"by id":         {Security{RunAsUser: id(1000)}, "root", `{"uid":1000,"gid":100,"groups":[2000]}`},
-		"unknown id":    {Security{RunAsUser: id(7)}, "", `{"uid":7,"gid":0}`},
-		"with group":    {Security{RunAsUser: id(1000), RunAsGroup: id(5)}, "", `{"uid":1000,"gid":5,"groups":[2000]}`},
-		"more groups":   {Security{RunAsUser: id(1000), Groups: []int64{9, 2000}}, "", `{"uid":1000,"gid":100,"groups":[9,2000]}`},
-		"strict groups": {Security{RunAsUser: id(1000), Groups: []int64{9}, StrictGroups: true}, "", `{"uid":1000,"gid":100,"groups":[9]}`},
+		"nothing":       {Security{}, "", `{"uid":0,"gid":0,"groups":[0]}`},
+		"by the image":  {Security{}, "sailor", `{"uid":1000,"gid":100,"groups":[100,2000]}`},
+		"by name":       {Security{RunAsUsername: "sailor"}, "root", `{"uid":1000,"gid":100,"groups":[100,2000]}`},
+		"by id":         {Security{RunAsUser: id(1000)}, "root", `{"uid":1000,"gid":100,"groups":[100,2000]}`},
+		"unknown id":    {Security{RunAsUser: id(7)}, "", `{"uid":7,"gid":0,"groups":[0]}`},
+		"with group":    {Security{RunAsUser: id(1000), RunAsGroup: id(5)}, "", `{"uid":1000,"gid":5,"groups":[5,2000]}`},
+		"more groups":   {Security{RunAsUser: id(1000), Groups: []int64{9, 2000}}, "", `{"uid":1000,"gid":100,"groups":[100,9,2000]}`},
+		"strict groups": {Security{RunAsUser: id(1000), Groups: []int64{9}, StrictGroups: true}, "", `{"uid":1000,"gid":100,"groups":[100,9]}`},
 	} {
 		got, err := resolveUser(&test.sec, test.image, image)
 		if err != nil {

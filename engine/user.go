@@ -41,7 +41,9 @@ func resolveUser(sec *Security, imageUser string, layers []string) (User, error)
 	if sec.RunAsGroup != nil {
 		u.GID = uint32(*sec.RunAsGroup)
 	}
-	groups := sec.Groups
+	// The primary group is among the supplementary ones, or a set-group-id
+	// program could shed it and what it is denied (CVE-2022-2995).
+	groups := append([]int64{int64(u.GID)}, sec.Groups...)
 	if !sec.StrictGroups {
 		for _, g := range found.Sgids {
 			groups = append(slices.Clip(groups), int64(g))

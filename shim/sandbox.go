@@ -167,8 +167,24 @@ func (s *service) removeSandbox(_ context.Context, decode func(any) error, _ *ap
 	defer cancel()
 	unlock := s.sandboxes.lock(sandbox.ID)
 	defer unlock()
+	ns, nsErr := os.Open(filepath.Join(sandbox.Dir, "net"))
 	if err := unmakeSandbox(ctx, sandbox); err != nil {
+		if nsErr == nil {
+			ns.Close()
+		}
 		return nil, err
+	}
+	if nsErr == nil && sandbox.Network != nil {
+		finish := s.begin()
+		go func() { // the shim does not end before it
+			defer finish()
+			defer ns.Close()
+			if err := plugin.DeleteInterface(ns, interfaceName); err != nil {
+				fmt.Fprintf(os.Stderr, "longshore-shim: sandbox %s: %v\n", sandbox.ID, err)
+			}
+		}()
+	} else if nsErr == nil {
+		ns.Close()
 	}
 	return &api.Empty{}, nil
 }

@@ -25,7 +25,7 @@ type service struct {
 	mu         sync.Mutex // guards all below
 	containers map[string]*container
 	busy       int  // calls under way that must be finished
-	alone      bool // the daemon that started the shim has gone
+	alone      bool // nobody will give it work: its daemon has gone, or said so
 	ended      bool
 }
 
@@ -323,8 +323,11 @@ func (s *service) shutdown(_ context.Context, decode func(any) error, _ *api.Fil
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if req.Now || len(s.containers) == 0 {
+	if req.Now {
 		s.end()
+	} else if len(s.containers) == 0 {
+		s.alone = true
+		s.endIfIdle()
 	}
 	return &api.Empty{}, nil
 }

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"runtime"
 	"slices"
 
 	types100 "github.com/containernetworking/cni/pkg/types/100"
@@ -39,7 +41,7 @@ func (c *call) bridgeDel(ctx context.Context, b *bridgeConf) error {
 
 // dropAddresses makes an interface answer for no address any more. It costs
 // microseconds, where deleting the pair costs tens of milliseconds of the
-// kernel's grace periods, which it spends by itself when the namespace goes.
+// kernel's grace periods: see [DeleteInterface].
 func dropAddresses(name string) error {
 	h, err := openRoute()
 	if err != nil {
@@ -63,6 +65,20 @@ func dropAddresses(name string) error {
 		return fmt.Errorf("drop addresses of %s: %w", name, err)
 	}
 	return nil
+}
+
+// DeleteInterface deletes an interface in the namespace that ns is open on,
+// and with it the other end; one that is gone is no error. It is for after a
+// Del with NetNSGoes: a socket that lingers in the namespace keeps it, and the
+// pair in it, for as long as a peer does not answer.
+func DeleteInterface(ns *os.File, name string) error {
+	path := fmt.Sprintf("/proc/self/fd/%d", ns.Fd())
+	err := inNamespace(path, func() error { return deleteLink(name) })
+	runtime.KeepAlive(ns)
+	if errors.Is(err, errGone) {
+		return nil
+	}
+	return err
 }
 
 // deleteLink deletes one end of a pair, and with it the other.

@@ -56,8 +56,8 @@ type Attachment struct {
 	CgroupPath     string
 	PodAnnotations map[string]string
 
-	// NetNSGoes says to Del that the namespace is removed next, and with it the
-	// interfaces: the built-in bridge then leaves the deletion to the kernel.
+	// NetNSGoes says to Del that the namespace is removed next, and that the
+	// caller deletes the interface with [DeleteInterface] when nobody waits.
 	NetNSGoes bool
 
 	BinDirs  []string // of plugins that are not built in

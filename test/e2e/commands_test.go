@@ -37,6 +37,7 @@ type session struct {
 	pods map[string]*runtimeapi.PodSandboxConfig
 	logs map[string]string // container name -> log file
 
+	hanging  []net.Conn // connections that nobody reads
 	registry *registrytest.Registry
 	spoil    func(http.ResponseWriter, *http.Request) bool // answers a request instead of the registry
 }
@@ -97,6 +98,9 @@ func lastLines(data []byte, n int) []byte {
 func (s *session) end(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
+	for _, c := range s.hanging {
+		c.Close()
+	}
 	if s.node.Pid() == 0 {
 		if err := s.node.Start(ctx); err != nil {
 			return err

@@ -2,11 +2,28 @@ package e2e
 
 import (
 	"context"
+	"io"
 	"net"
 	"os"
 
 	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
+
+func init() { commands["hang"] = verb(hang) }
+
+// hang POD PORT connects to a pod and never reads, until the script ends.
+func hang(s *session, ctx context.Context, args []string, _ io.Writer) error {
+	resp, err := s.node.Runtime.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: s.ids[args[0]]})
+	if err != nil {
+		return err
+	}
+	conn, err := s.dialInRoom(ctx, "tcp", net.JoinHostPort(resp.Status.Network.Ip, args[1]))
+	if err == nil {
+		s.hanging = append(s.hanging, conn)
+	}
+	return err
+}
 
 // dialInRoom connects from the room's network namespace: HTTP clients dial on
 // goroutines, and so on threads, of their own.

@@ -179,10 +179,18 @@ func (n *Node) Clear(ctx context.Context) error {
 	return nil
 }
 
-// Close stops the daemon and lets the room go.
+// Close stops the daemon, removes the parent of its pods' cgroups and lets the
+// room go.
 func (n *Node) Close() error {
 	n.conn.Close()
 	err := n.Signal(unix.SIGTERM)
 	n.Room.Close()
+	for _, pattern := range []string{"/sys/fs/cgroup/*/" + n.Cgroup, "/sys/fs/cgroup/" + n.Cgroup} {
+		dirs, globErr := filepath.Glob(pattern)
+		err = errors.Join(err, globErr)
+		for _, dir := range dirs {
+			err = errors.Join(err, os.Remove(dir))
+		}
+	}
 	return err
 }

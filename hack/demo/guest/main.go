@@ -26,7 +26,7 @@ var commands = map[string]func(args []string) error{
 	"serve": serve, "get": get, "tick": tick, "sleep": sleep, "pause": pause, "echo": echo, "cat": cat, "write": write, "append": appendTo,
 	"ls": ls, "env": env, "id": id, "ps": ps, "hostname": hostname, "exit": exit, "stubborn": stubborn, "eat": eat,
 	"status": status, "lines": lines, "upper": upper, "tty": tty, "true": succeed, "false": fail, "err": stderr, "crash": crash,
-	"echoserver": echoServer, "spawn": spawn,
+	"echoserver": echoServer, "flood": flood, "spawn": spawn,
 }
 
 func main() {
@@ -64,6 +64,27 @@ func serve(args []string) error {
 	}
 	fmt.Printf("serving on port %s\n", port)
 	return http.Serve(l, nil)
+}
+
+// flood sends to whoever connects, for ever.
+func flood(args []string) error {
+	l, err := net.Listen("tcp", ":"+arg(args, 0, "9"))
+	if err != nil {
+		return err
+	}
+	fmt.Println("listening")
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return err
+		}
+		fmt.Println("flooding")
+		go func() {
+			for buf := make([]byte, 64<<10); err == nil; {
+				_, err = c.Write(buf)
+			}
+		}()
+	}
 }
 
 // echoServer sends back what it receives.
