@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -10,15 +9,13 @@ import (
 	"time"
 
 	"github.com/longshore/longshore/internal/atomicfile"
+	"github.com/longshore/longshore/internal/leanjson"
 	"github.com/longshore/longshore/internal/undo"
 	"github.com/longshore/longshore/shim/api"
 	"github.com/longshore/longshore/shim/launch"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
-
-// configFile is the OCI specification in a bundle.
-const configFile = "config.json"
 
 // container is one container of this shim.
 type container struct {
@@ -33,8 +30,8 @@ type container struct {
 
 // newContainer makes a container, stopped before its program.
 func newContainer(req *api.CreateTaskRequest) (*container, error) {
-	var spec specs.Spec
-	if err := atomicfile.ReadJSON(filepath.Join(req.Bundle, configFile), &spec); err != nil {
+	spec, filter, err := readBundle(req.Bundle)
+	if err != nil {
 		return nil, api.Errorf(api.CodeInvalidArgument, "%v", err)
 	}
 	if spec.Process == nil {
@@ -48,7 +45,7 @@ func newContainer(req *api.CreateTaskRequest) (*container, error) {
 	}
 	taken.Add(streams.abandon)
 	launched, err := launch.Create(launch.Config{
-		ID: req.ID, Bundle: req.Bundle, Spec: &spec, Rootfs: launchMounts(req.Rootfs), Stdio: streams.child, Template: template(),
+		ID: req.ID, Bundle: req.Bundle, Spec: spec, Filter: filter, Rootfs: launchMounts(req.Rootfs), Stdio: streams.child, Template: template(),
 	})
 	if err != nil {
 		return nil, classify(err)
@@ -220,7 +217,7 @@ func (c *container) state(p *process) *api.StateResponse {
 // decodeProcess reads the JSON of an OCI process.
 func decodeProcess(data []byte) (*specs.Process, error) {
 	var p specs.Process
-	if err := json.Unmarshal(data, &p); err != nil {
+	if err := leanjson.Unmarshal(data, &p); err != nil {
 		return nil, api.Errorf(api.CodeInvalidArgument, "process: %v", err)
 	}
 	return &p, nil

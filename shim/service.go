@@ -2,12 +2,12 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"os"
 	"sync"
 
 	"github.com/longshore/longshore/internal/cgroup"
+	"github.com/longshore/longshore/internal/leanjson"
 	"github.com/longshore/longshore/shim/api"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -297,7 +297,7 @@ func (s *service) update(_ context.Context, decode func(any) error, _ *api.Files
 		return &api.Empty{}, nil
 	}
 	var resources specs.LinuxResources
-	if err := json.Unmarshal(req.Resources.Value, &resources); err != nil {
+	if err := leanjson.Unmarshal(req.Resources.Value, &resources); err != nil {
 		return nil, api.Errorf(api.CodeInvalidArgument, "resources of %s: %v", req.ID, err)
 	}
 	if err := c.launched.Cgroup().Update(&resources); err != nil {

@@ -127,7 +127,7 @@ func (p *Pool) start() (*Shim, error) {
 	defer l.Close()
 	attr := &os.ProcAttr{
 		Dir:   "/",
-		Env:   []string{"GOMAXPROCS=1", "PATH=" + os.Getenv("PATH"), "LONGSHORE_TEMPLATE=" + p.Template()},
+		Env:   []string{"GOMAXPROCS=1", "PATH=" + os.Getenv("PATH"), "LONGSHORE_TEMPLATE=" + p.Template(), "LONGSHORE_SECCOMP=" + filepath.Join(p.dir, "seccomp")},
 		Files: []*os.File{nil, nil, p.stderr, l, p.lifeline[0]},
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	}

@@ -46,6 +46,11 @@ type Config struct {
 	// Gate is a directory of the caller's. With it the container outlives this
 	// process without being ended at its gate: [Load] takes it up in another one.
 	Gate string
+	// Filter is the compiled seccomp profile. Nil: Spec.Linux.Seccomp is compiled.
+	Filter *seccomp.Filter
+	// SeccompCache is a directory for compiled profiles; see [seccomp.Load].
+	// Empty, or with Filter: none.
+	SeccompCache string
 }
 
 // Container is a container whose first process waits at the gate, runs, or
@@ -194,11 +199,26 @@ func checkConfig(cfg *Config) error {
 	return nil
 }
 
+// filterOf gives the seccomp filter of a container to create; nil without one.
+func filterOf(cfg *Config) (*seccomp.Filter, error) {
+	if cfg.Filter != nil {
+		if cfg.Filter.Notify {
+			return nil, fmt.Errorf("linux.seccomp.listenerPath: %w", errUnsupported)
+		}
+		return cfg.Filter, nil
+	}
+	if cfg.SeccompCache == "" {
+		return compileFilter(cfg.Spec)
+	}
+	f, err := seccomp.Load(cfg.SeccompCache, cfg.Spec.Linux.Seccomp)
+	if err != nil {
+		return nil, fmt.Errorf("linux.seccomp: %w", err)
+	}
+	return f, nil
+}
+
 // compileFilter compiles the spec's seccomp profile; nil without one.
 func compileFilter(s *specs.Spec) (*seccomp.Filter, error) {
-	if s.Linux.Seccomp == nil {
-		return nil, nil
-	}
 	f, err := seccomp.Compile(s.Linux.Seccomp)
 	if err != nil {
 		return nil, fmt.Errorf("linux.seccomp: %w", err)

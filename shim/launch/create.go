@@ -88,7 +88,7 @@ func (k *creation) create(taken *undo.Stack) error {
 func (k *creation) open(taken *undo.Stack) (err error) {
 	spec := k.cfg.Spec
 	c := k.c
-	if c.filter, err = compileFilter(spec); err != nil {
+	if c.filter, err = filterOf(k.cfg); err != nil {
 		return err
 	}
 	if c.ns, err = openNamespaces(spec.Linux); err != nil {

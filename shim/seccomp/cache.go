@@ -1,0 +1,134 @@
+package seccomp
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/longshore/longshore/internal/atomicfile"
+	"github.com/longshore/longshore/internal/leanjson"
+)
+
+// cacheHeader begins a file of the cache. The number is the compiler's: raise it
+// with every change of what a profile is compiled to.
+const cacheHeader = "longshore seccomp 1 " + runtime.GOARCH + "\n"
+
+// maxProfile bounds the text of a profile. Docker's default one is 20 KB.
+const maxProfile = 4 << 20
+
+// Load is [Compile] with a cache: compiled programs are files in dir, each named
+// by the SHA-256 of the profile's JSON. A file that is damaged is replaced. A
+// cache that cannot be written is no error: the profile is compiled again.
+func Load(dir string, p *specs.LinuxSeccomp) (*Filter, error) {
+	if p == nil {
+		return nil, nil
+	}
+	text, err := json.Marshal(p)
+	if err != nil {
+		return nil, fmt.Errorf("seccomp profile: %w", err)
+	}
+	return cachedOr(dir, text, func() (*specs.LinuxSeccomp, error) { return p, nil })
+}
+
+// LoadJSON is [Load] for the text of a profile, which is not even read if its
+// program is there: the same text is the same profile.
+func LoadJSON(dir string, text []byte) (*Filter, error) {
+	if len(text) > maxProfile {
+		return nil, fmt.Errorf("seccomp profile of %d bytes: %w", len(text), ErrTooLarge)
+	}
+	return cachedOr(dir, text, func() (*specs.LinuxSeccomp, error) {
+		var p *specs.LinuxSeccomp
+		if err := leanjson.Unmarshal(text, &p); err != nil {
+			return nil, fmt.Errorf("seccomp profile: %w", err)
+		}
+		return p, nil
+	})
+}
+
+func cachedOr(dir string, text []byte, profile func() (*specs.LinuxSeccomp, error)) (*Filter, error) {
+	sum := sha256.Sum256(text)
+	path := filepath.Join(dir, hex.EncodeToString(sum[:]))
+	if f, err := readFilter(path); err == nil {
+		return f, nil
+	}
+	p, err := profile()
+	if err != nil {
+		return nil, err
+	}
+	f, err := Compile(p)
+	// An agent's socket is not of the program, and profiles with one are rare.
+	if err != nil || f == nil || f.Notify || f.ListenerPath != "" {
+		return f, err
+	}
+	if err := os.MkdirAll(dir, 0o700); err == nil {
+		_ = atomicfile.Write(path, f.encode(), 0o600, atomicfile.Volatile)
+	}
+	return f, nil
+}
+
+// encode writes header, flags, the program's instructions, and the SHA-256 of
+// all that; numbers are in little-endian order.
+func (f *Filter) encode() []byte {
+	out := make([]byte, 0, len(cacheHeader)+4+8*len(f.Program)+sha256.Size)
+	out = append(out, cacheHeader...)
+	out = binary.LittleEndian.AppendUint32(out, f.Flags)
+	for _, in := range f.Program {
+		out = binary.LittleEndian.AppendUint16(out, in.Code)
+		out = append(out, in.Jt, in.Jf)
+		out = binary.LittleEndian.AppendUint32(out, in.K)
+	}
+	sum := sha256.Sum256(out)
+	return append(out, sum[:]...)
+}
+
+var errDamaged = errors.New("no seccomp program, or a damaged one")
+
+// decodeFilter reads what encode has written.
+func decodeFilter(data []byte) (*Filter, error) {
+	const least = len(cacheHeader) + 4 + 8 + sha256.Size
+	if len(data) < least || (len(data)-least)%8 != 0 || string(data[:len(cacheHeader)]) != cacheHeader {
+		return nil, errDamaged
+	}
+	body := data[:len(data)-sha256.Size]
+	if sum := sha256.Sum256(body); string(sum[:]) != string(data[len(body):]) {
+		return nil, errDamaged
+	}
+	body = body[len(cacheHeader):]
+	f := &Filter{Flags: binary.LittleEndian.Uint32(body), Program: make([]unix.SockFilter, len(body)/8)}
+	for i, in := 0, body[4:]; len(in) > 0; i, in = i+1, in[8:] {
+		f.Program[i] = unix.SockFilter{
+			Code: binary.LittleEndian.Uint16(in), Jt: in[2], Jf: in[3], K: binary.LittleEndian.Uint32(in[4:]),
+		}
+	}
+	return f, nil
+}
+
+func readFilter(path string) (*Filter, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return nil, err
+	}
+	const most = len(cacheHeader) + 4 + 8*maxProgram + sha256.Size
+	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Size > int64(most) {
+		return nil, errDamaged
+	}
+	data := make([]byte, st.Size)
+	if n, err := unix.Read(fd, data); err != nil || n != len(data) {
+		return nil, errDamaged
+	}
+	return decodeFilter(data)
+}
