@@ -40,7 +40,8 @@ type assembly struct {
 	host       *cgroup.Host
 	sources    []source
 	root       int
-	devpts     int // the container's devpts, -1 without
+	devpts     int  // the container's devpts, -1 without
+	ordered    bool // see [Config.Ordered]
 	fds        fdList
 	shop       *workshop
 }

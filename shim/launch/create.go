@@ -108,7 +108,7 @@ func (k *creation) open(taken *undo.Stack) (err error) {
 	taken.Add(func() { k.joins.Close() })
 	k.parts = assembly{
 		spec: spec, uids: c.ns.uids, gids: c.ns.gids, host: c.host, group: c.group, root: -1, devpts: -1,
-		own: c.ns.all(),
+		own: c.ns.all(), ordered: k.cfg.Ordered,
 	}
 	taken.Add(func() {
 		for _, fd := range []int{k.parts.root, c.devpts} {

@@ -110,14 +110,22 @@ func (a *assembly) inShop(step func() error) error {
 	return a.shop.run(step)
 }
 
+// outside carries out a step in the workshop, if there is one.
+func (a *assembly) outside(step func() error) error {
+	if a.shop == nil {
+		return step()
+	}
+	return a.shop.run(step)
+}
+
 // finished gives the assembled root as one detached tree. The copy that a
 // workshop's work is taken out with keeps peers and masters, but leaves out what
 // is unbindable: that is private before Linux 6.15.
 func (a *assembly) finished() (int, error) {
-	if a.shop == nil {
+	if a.shop == nil && !a.ordered {
 		return a.root, nil
 	}
-	err := a.shop.run(func() (err error) {
+	err := a.outside(func() (err error) {
 		for i := range a.sources {
 			if s := &a.sources[i]; s.opts.propagation == unix.MS_UNBINDABLE {
 				if err := setAttr(s.fd, 0, 0, unix.MS_PRIVATE, s.opts.recPropagation); err != nil {
@@ -135,8 +143,10 @@ func (a *assembly) finished() (int, error) {
 	if err != nil {
 		return -1, fmt.Errorf("take the root out of its private mount namespace: %w", err)
 	}
-	a.shop.close()
-	a.shop = nil
+	if a.shop != nil {
+		a.shop.close()
+		a.shop = nil
+	}
 	// What the child makes read-only is in the copy now.
 	for _, s := range a.lateSources() {
 		if s.fd, err = safepath.OpenPath(a.root, s.spec.Destination); err != nil {

@@ -121,7 +121,7 @@ func (c *cli) make(id string, o createOptions, gate bool) (*container, *launch.C
 		return nil, nil, err
 	}
 	cfg := launch.Config{
-		ID: id, Bundle: bundle, Spec: spec, Stdio: launch.Stdio{Stdin: c.in, Stdout: c.out, Stderr: c.err},
+		ID: id, Bundle: bundle, Spec: spec, Ordered: true, Stdio: launch.Stdio{Stdin: c.in, Stdout: c.out, Stderr: c.err},
 	}
 	if gate {
 		cfg.Gate = ct.dir
