@@ -23,7 +23,7 @@ func ptr[T any](v T) *T { return &v }
 func fake(t *testing.T, v1, v2 []string, files map[string]string) (*Host, *Group, string) {
 	t.Helper()
 	root := t.TempDir()
-	h := &Host{PageSizes: []string{"2MB"}}
+	h := &Host{PageSizes: func() []string { return []string{"2MB"} }}
 	for _, c := range v1 {
 		h.Trees = append(h.Trees, Tree{Mount: filepath.Join(root, c), Controllers: []string{c}})
 	}
@@ -245,6 +245,36 @@ func TestParseMountinfo(t *testing.T) {
 	}
 	if _, err := modeOf(nil); !errors.Is(err, ErrNoCgroups) {
 		t.Errorf("modeOf(nothing) = %v", err)
+	}
+}
+
+// TestUsualTrees: what is not where it usually is needs mountinfo.
+func TestUsualTrees(t *testing.T) {
+	const v1, v2 = unix.CGROUP_SUPER_MAGIC, unix.CGROUP2_SUPER_MAGIC
+	hybrid := "9:name=systemd:/user.slice\n5:misc2:/\n3:cpu,cpuacct:/a\n0::/user.slice\n"
+	for _, tt := range []struct {
+		name, list string
+		mounts     map[string]int64
+		want       []Tree
+	}{
+		{"v2", "0::/x\n", map[string]int64{"/r": v2}, []Tree{{Mount: "/r", Unified: true}}},
+		{"hybrid", hybrid, map[string]int64{"/r/systemd": v1, "/r/cpu,cpuacct": v1, "/r/unified": v2}, []Tree{
+			{Mount: "/r/systemd", Controllers: []string{"name=systemd"}}, {Mount: "/r/cpu,cpuacct", Controllers: []string{"cpu", "cpuacct"}},
+			{Mount: "/r/unified", Unified: true},
+		}},
+		{"v1", "3:cpu:/\n", map[string]int64{"/r/cpu": v1}, []Tree{{Mount: "/r/cpu", Controllers: []string{"cpu"}}}},
+		{"elsewhere", "3:cpu:/\n", map[string]int64{"/r/cpu2": v1}, nil},
+		{"cgroup2 elsewhere", hybrid, map[string]int64{"/r/systemd": v1, "/r/cpu,cpuacct": v1}, nil},
+		{"no list", "what\n", nil, nil},
+	} {
+		list := filepath.Join(t.TempDir(), "cgroup")
+		if err := os.WriteFile(list, []byte(tt.list), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		got, ok := usualTrees(list, "/r", func(path string) int64 { return tt.mounts[path] })
+		if !reflect.DeepEqual(got, tt.want) || ok != (tt.want != nil) {
+			t.Errorf("%s: %+v, %v", tt.name, got, ok)
+		}
 	}
 }
 

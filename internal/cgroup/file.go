@@ -19,7 +19,7 @@ const maxFile = 1 << 20
 // writeFile writes one value to a control file, which must exist. One value is
 // one write(2): the kernel takes each as a command.
 func writeFile(dir, file string, values ...string) error {
-	name := filepath.Join(dir, file)
+	name := dir + "/" + file
 	fd, err := unix.Open(name, unix.O_WRONLY|unix.O_TRUNC|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return &fs.PathError{Op: "open", Path: name, Err: err}
@@ -49,7 +49,7 @@ func writeIfThere(dir, file, value string) error {
 // readFile reads a control file without its last newline. Statistics read a
 // dozen files per group, so it is done in as few system calls as it can be.
 func readFile(dir, file string) (string, error) {
-	name := filepath.Join(dir, file)
+	name := dir + "/" + file
 	fd, err := unix.Open(name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return "", &fs.PathError{Op: "open", Path: name, Err: err}

@@ -89,7 +89,8 @@ func checkName(name string) error {
 // "/kubepods/besteffort/pod1".
 func (g *Group) Path() string { return g.path }
 
-func (g *Group) dir(t *Tree) string { return filepath.Join(t.Mount, g.path) }
+// dir gives the group's directory; both parts are clean.
+func (g *Group) dir(t *Tree) string { return t.Mount + g.path }
 
 // mkdirAll makes dir and its missing parents below mount.
 func mkdirAll(mount, dir string, made *undo.Stack) error {
@@ -179,20 +180,33 @@ type Joins struct {
 	// process writes "0" to each, in order. That way takes no lock that waits
 	// for a grace period, which cgroup.procs does. The cpu group is last (after
 	// it the process runs at the container's share), memory before it.
-	Tasks []*os.File
+	Tasks []*Way
 	// Into is the cgroup2 directory for clone3's CLONE_INTO_CGROUP (Linux 5.7),
 	// nil where there is no cgroup2.
-	Into *os.File
+	Into *Way
 }
+
+// Way is one open file of [Joins]. It is no [os.File]: a launch opens a dozen,
+// and uses each once, by its number.
+type Way struct {
+	fd   int
+	name string
+}
+
+// Fd is the open descriptor, which the Way keeps owning.
+func (w *Way) Fd() uintptr { return uintptr(w.fd) }
+
+// Name is the path of the file.
+func (w *Way) Name() string { return w.name }
 
 // Close closes every file.
 func (j *Joins) Close() error {
 	var errs []error
 	for _, f := range j.Tasks {
-		errs = append(errs, f.Close())
+		errs = append(errs, unix.Close(f.fd))
 	}
 	if j.Into != nil {
-		errs = append(errs, j.Into.Close())
+		errs = append(errs, unix.Close(j.Into.fd))
 	}
 	j.Tasks, j.Into = nil, nil
 	return errors.Join(errs...)
@@ -216,7 +230,7 @@ func (g *Group) Joins() (*Joins, error) {
 	j := &Joins{}
 	for i := range trees {
 		t := &trees[i]
-		name, flags := filepath.Join(g.dir(t), "tasks"), unix.O_WRONLY
+		name, flags := g.dir(t)+"/tasks", unix.O_WRONLY
 		if t.Unified {
 			name, flags = g.dir(t), unix.O_PATH|unix.O_DIRECTORY
 		}
@@ -225,7 +239,7 @@ func (g *Group) Joins() (*Joins, error) {
 			j.Close()
 			return nil, &fs.PathError{Op: "open", Path: name, Err: err}
 		}
-		f := os.NewFile(uintptr(fd), name)
+		f := &Way{fd, name}
 		if t.Unified {
 			j.Into = f
 		} else {

@@ -21,6 +21,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
 )
 
 // Mode is how a host mounts its control groups.
@@ -63,8 +66,8 @@ type Tree struct {
 type Host struct {
 	Mode  Mode
 	Trees []Tree
-	// PageSizes are the huge page sizes as the hugetlb files spell them: 2MB, 1GB.
-	PageSizes []string
+	// PageSizes gives the huge page sizes as the hugetlb files spell them: 2MB, 1GB.
+	PageSizes func() []string
 }
 
 // ErrNoCgroups says that no control group hierarchy is mounted.
@@ -77,32 +80,100 @@ const maxMountinfo = 1 << 20
 var v1Controllers = [...]string{"cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids",
 	"hugetlb", "net_cls", "net_prio", "perf_event", "rdma", "misc", "name=systemd"}
 
-// Detect reads which hierarchies this process sees, from /proc/self/mountinfo.
+// Detect finds the hierarchies this process sees. On a busy node mountinfo has
+// thousands of lines, so the usual places are tried first.
 func Detect() (*Host, error) {
-	f, err := os.Open("/proc/self/mountinfo")
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	trees, err := parseMountinfo(f)
-	if err != nil {
-		return nil, fmt.Errorf("read mountinfo: %w", err)
+	trees, ok := usualTrees("/proc/self/cgroup", "/sys/fs/cgroup", filesystem)
+	if !ok {
+		var err error
+		if trees, err = mountedTrees(); err != nil {
+			return nil, fmt.Errorf("read mountinfo: %w", err)
+		}
 	}
 	for i := range trees {
 		if !trees[i].Unified {
 			continue
 		}
-		controllers, err := os.ReadFile(filepath.Join(trees[i].Mount, "cgroup.controllers"))
+		controllers, err := readFile(trees[i].Mount, "cgroup.controllers")
 		if err != nil {
 			return nil, err
 		}
-		trees[i].Controllers = strings.Fields(string(controllers))
+		trees[i].Controllers = strings.Fields(controllers)
 	}
-	h := &Host{Trees: trees, PageSizes: pageSizes("/sys/kernel/mm/hugepages")}
+	h := &Host{Trees: trees, PageSizes: sync.OnceValue(func() []string { return pageSizes("/sys/kernel/mm/hugepages") })}
+	var err error
 	if h.Mode, err = modeOf(trees); err != nil {
 		return nil, err
 	}
 	return h, nil
+}
+
+// filesystem gives the type of the filesystem at a path, 0 if there is none.
+func filesystem(path string) int64 {
+	var st unix.Statfs_t
+	if unix.Statfs(path, &st) != nil {
+		return 0
+	}
+	return int64(st.Type)
+}
+
+// usualTrees finds each hierarchy of a /proc/self/cgroup where every
+// distribution mounts it (cgroups(7)): a directory with the controllers' names
+// below root for version 1; root, or "unified" in it, for cgroup2. It says no if
+// one of them is elsewhere or nowhere.
+func usualTrees(list, root string, filesystem func(string) int64) ([]Tree, bool) {
+	text, err := readFile(filepath.Dir(list), filepath.Base(list))
+	if err != nil {
+		return nil, false
+	}
+	var trees []Tree
+	for line := range strings.SplitSeq(text, "\n") {
+		fields := strings.SplitN(line, ":", 3)
+		if len(fields) != 3 {
+			return nil, false
+		}
+		if fields[0] == "0" {
+			mount := root
+			if filesystem(mount) != unix.CGROUP2_SUPER_MAGIC {
+				mount = root + "/unified"
+			}
+			if filesystem(mount) != unix.CGROUP2_SUPER_MAGIC {
+				return nil, false
+			}
+			trees = append(trees, Tree{Mount: mount, Unified: true})
+			continue
+		}
+		tree := Tree{Mount: root + "/" + strings.TrimPrefix(fields[1], "name=")}
+		tree.Controllers = knownControllers(fields[1])
+		if len(tree.Controllers) == 0 {
+			continue
+		}
+		if filesystem(tree.Mount) != unix.CGROUP_SUPER_MAGIC {
+			return nil, false
+		}
+		trees = append(trees, tree)
+	}
+	return trees, true
+}
+
+// knownControllers keeps of a list with commas the controllers of version 1.
+func knownControllers(list string) []string {
+	var known []string
+	for option := range strings.SplitSeq(list, ",") {
+		if slices.Contains(v1Controllers[:], option) {
+			known = append(known, option)
+		}
+	}
+	return known
+}
+
+func mountedTrees() ([]Tree, error) {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return parseMountinfo(f)
 }
 
 func modeOf(trees []Tree) (Mode, error) {
@@ -140,11 +211,7 @@ func parseMountinfo(r io.Reader) ([]Tree, error) {
 		case "cgroup2":
 			tree.Unified = true
 		case "cgroup":
-			for option := range strings.SplitSeq(right[2], ",") {
-				if slices.Contains(v1Controllers[:], option) {
-					tree.Controllers = append(tree.Controllers, option)
-				}
-			}
+			tree.Controllers = knownControllers(right[2])
 		default:
 			continue
 		}

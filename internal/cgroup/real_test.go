@@ -34,6 +34,7 @@ func realGroup(t *testing.T, res *specs.LinuxResources) (*Host, *Group) {
 	t.Helper()
 	needsRoot(t)
 	h, err := Detect()
+	sameAsMountinfo(t, h)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,7 +65,13 @@ func start(t *testing.T, g *Group, script string) (cmd *exec.Cmd, in io.WriteClo
 	join := "read go\n"
 	cmd = exec.Command("/bin/sh", "-c")
 	for i, f := range j.Tasks {
-		cmd.ExtraFiles = append(cmd.ExtraFiles, f)
+		fd, err := unix.Dup(int(f.Fd()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		file := os.NewFile(uintptr(fd), f.Name())
+		t.Cleanup(func() { file.Close() })
+		cmd.ExtraFiles = append(cmd.ExtraFiles, file)
 		join = "echo 0 >&" + string(rune('3'+i)) + "\n" + join
 	}
 	if len(j.Tasks) > 7 { // the shell has file descriptors 3 to 9 only
@@ -88,7 +95,7 @@ func start(t *testing.T, g *Group, script string) (cmd *exec.Cmd, in io.WriteClo
 	return cmd, in
 }
 
-func openDir(t *testing.T, f *os.File) *os.File {
+func openDir(t *testing.T, f *Way) *os.File {
 	t.Helper()
 	dir, err := os.Open(f.Name())
 	if err != nil {
@@ -306,12 +313,28 @@ func TestDeviceFilterOnTheUnifiedTree(t *testing.T) {
 		}
 		checkDevices(t, g)
 	}
-	dir := openDir(t, os.NewFile(0, v2.dir(v2.host.unified())))
+	dir := openDir(t, &Way{name: v2.dir(v2.host.unified())})
 	fds, err := bpfAttached(int(dir.Fd()))
 	if err != nil || len(fds) != 1 {
 		t.Errorf("attached programs = %v, %v; want one", fds, err)
 	}
 	for _, fd := range fds {
 		unix.Close(fd)
+	}
+}
+
+// sameAsMountinfo: whichever way they are found, the hierarchies are the same.
+func sameAsMountinfo(t *testing.T, h *Host) {
+	t.Helper()
+	mounted, err := mountedTrees()
+	if err != nil || h == nil || len(mounted) != len(h.Trees) {
+		t.Fatalf("found %+v, mounted are %+v, %v", h, mounted, err)
+	}
+	for _, m := range mounted {
+		if !slices.ContainsFunc(h.Trees, func(f Tree) bool {
+			return f.Mount == m.Mount && f.Unified == m.Unified && (m.Unified || slices.Equal(f.Controllers, m.Controllers))
+		}) {
+			t.Errorf("%+v is mounted and not found", m)
+		}
 	}
 }

@@ -403,7 +403,7 @@ func (g *Group) hugepageStats(s *Stats) error {
 	if t.Unified {
 		usage, limit = "current", "max"
 	}
-	for _, size := range g.host.PageSizes {
+	for _, size := range g.host.PageSizes() {
 		h := HugepageStats{PageSize: size}
 		var err error
 		if h.Usage, err = readUint(g.dir(t), "hugetlb."+size+"."+usage); err != nil {

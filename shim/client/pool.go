@@ -127,7 +127,7 @@ func (p *Pool) start() (*Shim, error) {
 	defer l.Close()
 	attr := &os.ProcAttr{
 		Dir:   "/",
-		Env:   []string{"GOMAXPROCS=1", "PATH=" + os.Getenv("PATH"), "LONGSHORE_TEMPLATE=" + p.Template(), "LONGSHORE_SECCOMP=" + filepath.Join(p.dir, "seccomp")},
+		Env:   p.environment(),
 		Files: []*os.File{nil, nil, p.stderr, l, p.lifeline[0]},
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	}
@@ -144,6 +144,15 @@ func (p *Pool) start() (*Shim, error) {
 	}
 	proc.Release()
 	return Dial(path)
+}
+
+// environment is that of a shim. With GOGC=25 garbage is collected from 1 MiB
+// on, not from 4: a shim that runs a probe every few seconds stays 2 MiB smaller.
+func (p *Pool) environment() []string {
+	return []string{
+		"GOMAXPROCS=1", "GOGC=25", "PATH=" + os.Getenv("PATH"),
+		"LONGSHORE_TEMPLATE=" + p.Template(), "LONGSHORE_SECCOMP=" + filepath.Join(p.dir, "seccomp"),
+	}
 }
 
 // listen makes the socket of a new shim.

@@ -2,8 +2,6 @@ package launch
 
 import (
 	"fmt"
-	"os"
-	"strconv"
 	"strings"
 	"sync"
 
@@ -30,29 +28,22 @@ type hostCaps struct {
 	last                int // the highest capability the kernel knows
 }
 
-// ownCaps reads this process's capabilities once.
+// ownCaps asks for this process's capabilities once. The kernel knows a
+// capability if it answers whether it is in the bounding set (capabilities(7)).
 var ownCaps = sync.OnceValues(func() (hostCaps, error) {
-	status, err := os.ReadFile("/proc/self/status")
-	if err != nil {
-		return hostCaps{}, err
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		return hostCaps{}, fmt.Errorf("read own capabilities: %w", err)
 	}
-	h := hostCaps{last: len(capNames) - 1}
-	for line := range strings.SplitSeq(string(status), "\n") {
-		key, value, _ := strings.Cut(line, ":\t")
-		switch key {
-		case "CapPrm":
-			h.permitted, err = strconv.ParseUint(value, 16, 64)
-		case "CapBnd":
-			h.bounding, err = strconv.ParseUint(value, 16, 64)
-		}
+	h := hostCaps{last: -1, permitted: uint64(data[1].Permitted)<<32 | uint64(data[0].Permitted)}
+	for bit := range 64 {
+		has, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, uintptr(bit), 0, 0, 0)
 		if err != nil {
-			return h, fmt.Errorf("read own capabilities: %w", err)
+			break
 		}
-	}
-	if text, err := os.ReadFile("/proc/sys/kernel/cap_last_cap"); err == nil {
-		if n, err := strconv.Atoi(strings.TrimSpace(string(text))); err == nil {
-			h.last = min(n, 63)
-		}
+		h.bounding |= uint64(has) << bit
+		h.last = bit
 	}
 	return h, nil
 })

@@ -120,7 +120,8 @@ func (c *Container) mayShareMemory(tasks int) bool {
 // exemptFromOOM says whether the kernel never kills this process for memory. A
 // child inherits that until its own score is written, after execve.
 func exemptFromOOM() bool {
-	score, err := os.ReadFile("/proc/self/oom_score_adj")
+	var buf [16]byte
+	score, err := readSmall("/proc/self/oom_score_adj", buf[:])
 	return err == nil && strings.TrimSpace(string(score)) == "-1000"
 }
 

@@ -1,0 +1,108 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/longshore/longshore/test/node"
+)
+
+// shimBudget is the memory in KiB that a shim with one idle container may have
+// to itself: private and dirty, as smaps_rollup counts it (proc(5)). 800 is
+// wanted; 240 of what there is are the packages of the network.
+const shimBudget = 1024
+
+// TestShimMemoryBudget holds what a container costs beside its own processes.
+func TestShimMemoryBudget(t *testing.T) {
+	needRoot(t)
+	dir, err := os.MkdirTemp("", "ls")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	n, err := node.New(dir, bin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	s := &session{node: n, ids: map[string]string{}, logs: map[string]string{}}
+	defer func() {
+		if err := s.end(ctx); err != nil {
+			t.Error(err)
+		}
+	}()
+	const containers = 5
+	for _, step := range []func() error{
+		func() error { return daemon(s, ctx, []string{"start"}, io.Discard) },
+		func() error { return importImage(s, ctx, nil, io.Discard) },
+		func() error { return pod(s, ctx, []string{"p"}, io.Discard) },
+		func() error {
+			for i := range containers {
+				if err := runVerb(s, ctx, []string{fmt.Sprint("c", i), "p", "--", "pause"}, io.Discard); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	} {
+		if err := step(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	shims, err := busyShims(n.Cgroup)
+	if err != nil || len(shims) != containers {
+		t.Fatalf("shims of %d containers: %v, %v", containers, shims, err)
+	}
+	for _, pid := range shims {
+		kib, err := privateDirty(pid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		status, _ := os.ReadFile(filepath.Join("/proc", pid, "status"))
+		_, threads, _ := strings.Cut(string(status), "Threads:")
+		t.Logf("shim %s: %d KiB private and dirty, %s threads", pid, kib, strings.Fields(threads)[0])
+		if kib > shimBudget {
+			t.Errorf("shim %s: %d KiB private and dirty, more than %d", pid, kib, shimBudget)
+		}
+	}
+}
+
+// busyShims gives the parents of the guests below a cgroup.
+func busyShims(cgroup string) ([]string, error) {
+	stats, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		return nil, err
+	}
+	var parents []string
+	for _, name := range stats {
+		groups, _ := os.ReadFile(filepath.Join(filepath.Dir(name), "cgroup")) // "" once it has gone
+		if !strings.Contains(string(groups), "/"+cgroup+"/") {
+			continue
+		}
+		stat, _ := os.ReadFile(name)
+		if _, after, ok := strings.Cut(string(stat), "(guest) "); ok {
+			parents = append(parents, strings.Fields(after)[1])
+		}
+	}
+	return parents, nil
+}
+
+// privateDirty gives the Private_Dirty line of a process's smaps_rollup, in KiB.
+func privateDirty(pid string) (int, error) {
+	data, err := os.ReadFile(filepath.Join("/proc", pid, "smaps_rollup"))
+	if err != nil {
+		return 0, err
+	}
+	_, after, ok := strings.Cut(string(data), "Private_Dirty:")
+	if !ok {
+		return 0, fmt.Errorf("no Private_Dirty in %q", data)
+	}
+	return strconv.Atoi(strings.Fields(after)[0])
+}
