@@ -156,7 +156,10 @@ func enableControllers(t *Tree, name string) {
 }
 
 func enableIn(dir string, controllers []string, all string) {
-	if writeFile(dir, "cgroup.subtree_control", all) == nil {
+	err := writeFile(dir, "cgroup.subtree_control", all)
+	// EBUSY: dir has processes. It would still take the threaded controllers
+	// alone, and no process could enter a group below it any more.
+	if err == nil || errors.Is(err, unix.EBUSY) {
 		return
 	}
 	for _, c := range controllers {

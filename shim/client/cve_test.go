@@ -44,6 +44,7 @@ func TestCVE2019_5736(t *testing.T) {
 	}
 	defer view.Close()
 	cmd := exec.Command(fmt.Sprintf("/proc/self/fd/%d", view.Fd()))
+	cmd.Args[0] = "cat" // a busybox goes by its name
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)

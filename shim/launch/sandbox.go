@@ -212,6 +212,11 @@ func sandboxJoins(path string) (*cgroup.Joins, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find cgroups: %w", err)
 	}
+	if host.Mode == cgroup.V2 {
+		// Containers may have groups below the pod's, and cgroup2 hands no
+		// controller down from a group that has processes.
+		path += "/init"
+	}
 	group, err := host.New(path, nil)
 	if err != nil {
 		return nil, err

@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Runs the tests that need root, and the scripts of test/e2e, on a virtual
+# machine with cgroup v2 alone, every controller and Debian's kernel.
+# PACKAGES="internal/cgroup test/e2e" picks some, ARGS="-test.run X" some tests.
+# The last line counts: "vm: P passed, F failed, S skipped".
+set -euo pipefail
+cd "$(dirname "$0")/.."
+packages=()
+for need in qemu-system-x86_64:qemu-system-x86 mke2fs:e2fsprogs cpio:cpio modprobe:kmod busybox:busybox-static; do
+	PATH=$PATH:/usr/sbin:/sbin command -v "${need%%:*}" >/dev/null || packages+=("${need##*:}")
+done
+if [ "${#packages[@]}" -gt 0 ]; then
+	sudo=sudo
+	if [ "$(id -u)" -eq 0 ]; then sudo=; fi
+	$sudo apt-get update -qq
+	$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}"
+fi
+export PATH=$PATH:/usr/sbin:/sbin
+vm=bin/vm
+test/vm/kernel.sh "$vm/kernel" cloud-amd64
+test/vm/tests.sh "$vm/tests"
+test/vm/root.sh "$vm/root" "$vm/kernel"
+cp -al "$vm/tests/." "$vm/root/tests/"
+test/vm/boot.sh "$vm/kernel" "$vm/root" "$vm/out" /usr/sbin/machine
+exec test/vm/summary.sh "$vm/out" "$vm/tests/list"

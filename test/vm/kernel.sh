@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# kernel.sh DIR FLAVOUR [PACKAGE]: unpacks Debian's kernel (cloud-amd64, amd64) into DIR
+# and makes DIR/initrd, which holds just the drivers of the disk. Does nothing
+# if DIR has that kernel already.
+set -euo pipefail
+dir=$(realpath -m "$1") flavour=$2
+here=$(cd "$(dirname "$0")" && pwd)
+
+package=$(apt-cache depends "linux-image-$flavour" | awk '/Depends: linux-image/ { print $2; exit }')
+if [ "$(cat "$dir/package" 2>/dev/null)" != "$package" ]; then
+	rm -rf "$dir"
+	mkdir -p "$dir/root"
+	(cd "$dir" && apt-get download -q "$package" >/dev/null 2>&1)
+	dpkg-deb -x "$dir/$package"_*.deb "$dir/root"
+	rm "$dir/$package"_*.deb
+	# The directories of a merged /usr, as a Debian root has them.
+	mkdir -p "$dir/root/usr/lib"
+	[ -d "$dir/root/usr/lib/modules" ] || mv "$dir/root/lib/modules" "$dir/root/usr/lib/modules"
+	rm -rf "$dir/root/lib"
+	ln -s usr/lib "$dir/root/lib"
+	version=$(basename "$dir"/root/usr/lib/modules/*)
+	depmod -b "$dir/root" "$version"
+	cp "$dir/root/boot/vmlinuz-$version" "$dir/vmlinuz"
+	echo "$version" >"$dir/version"
+fi
+
+version=$(cat "$dir/version")
+modules=$dir/root/usr/lib/modules/$version
+initrd=$dir/initrd.d
+rm -rf "$initrd"
+mkdir -p "$initrd"/{bin,dev,proc,sys,root,modules}
+cp "$(command -v busybox)" "$initrd/bin/busybox"
+install -m 755 "$here/init" "$initrd/init"
+# Dependencies stand before what needs them; what is built in has no file.
+for module in virtio_pci virtio_blk ext4; do
+	modprobe -d "$dir/root" -S "$version" --show-depends "$module"
+done | awk '$1 == "insmod" && !seen[$2]++ { print $2 }' | while read -r file; do
+	cp "$file" "$initrd/modules/"
+	basename "$file"
+done >"$initrd/modules/order"
+[ -d "$modules" ]
+(cd "$initrd" && find . | cpio -o -H newc --quiet -R 0:0 | gzip -1 -n) >"$dir/initrd"
+echo "$package" >"$dir/package"

@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# tests.sh DIR: compiles into DIR every test binary that has tests which need
+# root, with the binaries and the image that they start. DIR/list has a line for
+# each: package, seconds it may take, arguments.
+set -euo pipefail
+dir=$(realpath -m "$1")
+here=$(cd "$(dirname "$0")" && pwd)
+cd "$here/../.."
+export CGO_ENABLED=0
+
+rm -rf "$dir"
+mkdir -p "$dir/bin"
+for pair in longshore:. longshore-shim:./shim guest:./hack/demo/guest; do
+	go build -trimpath -o "$dir/bin/${pair%%:*}" "${pair#*:}"
+done
+go run ./hack/demo/pack "$dir/bin/guest" "$dir/image.tar"
+install -m 755 "$here/run-tests" "$dir/run-tests"
+echo "${SLOWER:-5}" >"$dir/slower"
+
+# compile MODULE PACKAGE NAME
+compile() {
+	local to=$dir/$3
+	mkdir -p "$to"
+	(cd "$1" && go test -c -o "$to/$(basename "$2").test" "./$2")
+	if [ -d "$1/$2/testdata" ]; then cp -a "$1/$2/testdata" "$to/"; fi
+	# Its own programs, where a test would build them.
+	if [ -d "$1/$2/testdata/probe" ]; then (cd "$1/$2" && go build -o "$to/probe" ./testdata/probe); fi
+	echo "$3 ${SECONDS_EACH:-300} ${ARGS:-}" >>"$dir/list"
+}
+
+# A package has tests that need root if they ask whether root was promised.
+for package in ${PACKAGES:-$(grep -rl --include='*_test.go' '"REQUIRE"' -- internal shim cni images engine | xargs -n1 dirname | sort -u)}; do
+	[ "$package" = test/e2e ] || compile . "$package" "$package"
+done
+case " ${PACKAGES:-test/e2e} " in *" test/e2e "*) compile test e2e test/e2e ;; esac
