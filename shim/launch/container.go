@@ -190,8 +190,6 @@ func checkConfig(cfg *Config) error {
 		return fmt.Errorf("root.path: %w", errMissing)
 	case len(s.Linux.NetDevices) > 0:
 		return fmt.Errorf("linux.netDevices: %w", errUnsupported)
-	case s.Linux.MemoryPolicy != nil:
-		return fmt.Errorf("linux.memoryPolicy: %w", errUnsupported)
 	case s.Linux.Seccomp != nil && s.Linux.Seccomp.ListenerPath != "":
 		return fmt.Errorf("linux.seccomp.listenerPath: %w", errUnsupported)
 	case s.Linux.IntelRdt != nil:

@@ -355,7 +355,7 @@ func (k *creation) complete() (err error) {
 	spec := k.cfg.Spec
 	home := func(uid uint32) string { return homeOf(k.parts.root, uid) }
 	k.plan, err = newPlan(spec.Process, planContext{
-		userNS: k.c.ns.userNS(), filter: k.c.filter, persona: spec.Linux.Personality, home: home,
+		userNS: k.c.ns.userNS(), filter: k.c.filter, persona: spec.Linux.Personality, memory: spec.Linux.MemoryPolicy, home: home,
 	})
 	if err != nil {
 		return err

@@ -41,7 +41,7 @@ func (c *Container) exec(p *specs.Process, file string, io Stdio) (*Process, err
 	defer fds.closeAll()
 	fds.add(root)
 	pl, err := newPlan(p, planContext{
-		userNS: c.ns.userNS(), filter: c.filter, persona: c.spec.Linux.Personality,
+		userNS: c.ns.userNS(), filter: c.filter, persona: c.spec.Linux.Personality, memory: c.spec.Linux.MemoryPolicy,
 		home: func(uid uint32) string { return homeOf(root, uid) },
 	})
 	if err != nil {

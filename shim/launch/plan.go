@@ -29,6 +29,7 @@ type plan struct {
 	selinux    string
 	sched      *unix.SchedAttr
 	ioprio     int // -1: none
+	memory     *memoryPolicy
 	persona    uintptr
 	setPersona bool
 	affinity   []uint64
@@ -41,6 +42,7 @@ type planContext struct {
 	userNS  bool // the process lives in a user namespace of its own
 	filter  *seccomp.Filter
 	persona *specs.LinuxPersonality
+	memory  *specs.LinuxMemoryPolicy
 	home    func(uid uint32) string // looks a home directory up
 }
 
@@ -81,6 +83,9 @@ func newPlan(p *specs.Process, ctx planContext) (*plan, error) {
 		return nil, err
 	}
 	if pl.persona, pl.setPersona, err = parsePersonality(ctx.persona); err != nil {
+		return nil, err
+	}
+	if pl.memory, err = parseMemoryPolicy(ctx.memory); err != nil {
 		return nil, err
 	}
 	if p.ExecCPUAffinity != nil {

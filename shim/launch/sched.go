@@ -89,6 +89,15 @@ func parseAffinity(a *specs.CPUAffinity) ([]uint64, error) {
 	if list == "" {
 		return nil, nil
 	}
+	mask, err := parseList(list, maxCPU)
+	if err != nil {
+		return nil, fmt.Errorf("process.execCPUAffinity.%s %q: %w", field, list, err)
+	}
+	return mask, nil
+}
+
+// parseList reads a list of ranges, "0-3,7", as a mask of bits below limit.
+func parseList(list string, limit int) ([]uint64, error) {
 	var mask []uint64
 	for part := range strings.SplitSeq(list, ",") {
 		from, to, isRange := strings.Cut(strings.TrimSpace(part), "-")
@@ -97,21 +106,63 @@ func parseAffinity(a *specs.CPUAffinity) ([]uint64, error) {
 		}
 		first, err := strconv.Atoi(from)
 		last, err2 := strconv.Atoi(to)
-		if err != nil || err2 != nil || first < 0 || last < first || last >= maxCPU {
-			return nil, fmt.Errorf("process.execCPUAffinity.%s %q: %w", field, list, unix.EINVAL)
+		if err != nil || err2 != nil || first < 0 || last < first || last >= limit {
+			return nil, unix.EINVAL
 		}
-		for cpu := first; cpu <= last; cpu++ {
-			for len(mask) <= cpu/64 {
+		for bit := first; bit <= last; bit++ {
+			for len(mask) <= bit/64 {
 				mask = append(mask, 0)
 			}
-			mask[cpu/64] |= 1 << (cpu % 64)
+			mask[bit/64] |= 1 << (bit % 64)
 		}
 	}
 	return mask, nil
 }
 
-// tuning appends personality, scheduler, I/O priority and CPU affinity, which
-// need root's capabilities.
+// maxNode bounds a list of memory nodes (the kernel's MAX_NUMNODES at most).
+const maxNode = 1024
+
+// memoryPolicies are in the kernel's order (include/uapi/linux/mempolicy.h).
+var memoryPolicies = [...]specs.MemoryPolicyModeType{
+	specs.MpolDefault, specs.MpolPreferred, specs.MpolBind, specs.MpolInterleave, specs.MpolLocal, specs.MpolPreferredMany, specs.MpolWeightedInterleave,
+}
+
+// memoryPolicy is what set_mempolicy(2) takes.
+type memoryPolicy struct {
+	mode  uintptr
+	nodes []uint64
+}
+
+func parseMemoryPolicy(p *specs.LinuxMemoryPolicy) (*memoryPolicy, error) {
+	if p == nil {
+		return nil, nil
+	}
+	mode := slices.Index(memoryPolicies[:], p.Mode)
+	if mode < 0 {
+		return nil, fmt.Errorf("linux.memoryPolicy.mode %q: %w", p.Mode, unix.EINVAL)
+	}
+	out := &memoryPolicy{mode: uintptr(mode)}
+	for _, flag := range p.Flags {
+		bits := map[specs.MemoryPolicyFlagType]uintptr{
+			specs.MpolFStaticNodes: 1 << 15, specs.MpolFRelativeNodes: 1 << 14, specs.MpolFNumaBalancing: 1 << 13,
+		}[flag]
+		if bits == 0 {
+			return nil, fmt.Errorf("linux.memoryPolicy.flags %q: %w", flag, unix.EINVAL)
+		}
+		out.mode |= bits
+	}
+	if p.Nodes == "" {
+		return out, nil
+	}
+	var err error
+	if out.nodes, err = parseList(p.Nodes, maxNode); err != nil {
+		return nil, fmt.Errorf("linux.memoryPolicy.nodes %q: %w", p.Nodes, err)
+	}
+	return out, nil
+}
+
+// tuning appends personality, scheduler, I/O priority, CPU affinity and memory
+// policy, which need root's capabilities.
 func (b *builder) tuning(pl *plan) {
 	if pl.setPersona {
 		b.do("set personality", unix.SYS_PERSONALITY, pl.persona)
@@ -126,12 +177,25 @@ func (b *builder) tuning(pl *plan) {
 		b.do("set I/O priority", unix.SYS_IOPRIO_SET, 1, 0, uintptr(pl.ioprio))
 	}
 	if len(pl.affinity) > 0 {
-		words := make([]uintptr, len(pl.affinity))
-		for i, w := range pl.affinity {
-			words[i] = uintptr(w)
-		}
-		b.do("set CPU affinity", unix.SYS_SCHED_SETAFFINITY, 0, uintptr(len(words)*8), b.words(words...))
+		b.do("set CPU affinity", unix.SYS_SCHED_SETAFFINITY, 0, uintptr(len(pl.affinity)*8), b.mask(pl.affinity))
 	}
+	if m := pl.memory; m != nil {
+		var nodes, bits uintptr
+		if len(m.nodes) > 0 {
+			// The kernel takes one bit less than it is told there are.
+			nodes, bits = b.mask(m.nodes), uintptr(len(m.nodes)*64+1)
+		}
+		b.do("set memory policy", unix.SYS_SET_MEMPOLICY, m.mode, nodes, bits)
+	}
+}
+
+// mask places a bit mask in the arena.
+func (b *builder) mask(mask []uint64) uintptr {
+	words := make([]uintptr, len(mask))
+	for i, w := range mask {
+		words[i] = uintptr(w)
+	}
+	return b.words(words...)
 }
 
 // labels appends the writes of the security labels that execve will apply.
