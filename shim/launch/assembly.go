@@ -26,7 +26,8 @@ type source struct {
 	child int // index among the mounts that the child makes, or -1
 	fd    int // detached mount; -1 if there is none
 	file  bool
-	late  bool // made read-only by the child: files are made in it first
+	late  bool // changed by the child: see [assembly.lateSources]
+	last  bool // changed at the end of the assembly, for want of such a child
 }
 
 // assembly puts a container's root together: one detached tree that no process
@@ -42,6 +43,7 @@ type assembly struct {
 	root       int
 	devpts     int  // the container's devpts, -1 without
 	ordered    bool // see [Config.Ordered]
+	chrooted   bool // see [namespaces]
 	fds        fdList
 	shop       *workshop
 }
@@ -88,11 +90,16 @@ func (a *assembly) classify() ([]*source, error) {
 			m = &specs.Mount{Destination: m.Destination, Type: "cgroup2", Source: m.Source, Options: m.Options}
 			s.spec = m
 		}
-		if s.opts.bind || s.opts.remount {
+		if s.opts.remount {
+			continue
+		}
+		s.late = s.opts.unbindable() && !a.chrooted
+		if s.opts.bind {
 			continue
 		}
 		if !a.childMade(m.Type) {
-			s.late = m.Type != "cgroup" && (s.opts.set|s.opts.recSet)&unix.MOUNT_ATTR_RDONLY != 0
+			s.late = m.Type != "cgroup" && (s.late || s.opts.readOnly())
+			s.late, s.last = s.late && !a.chrooted, s.late && a.chrooted
 			continue
 		}
 		s.child = len(made)
@@ -157,11 +164,13 @@ func (a *assembly) open(s *source) (err error) {
 			return fmt.Errorf("map ids: %w", err)
 		}
 	}
-	return s.opts.applyTo(s.fd, s.late)
+	return s.opts.applyTo(s.fd, (s.late || s.last) && !s.opts.bind)
 }
 
-// lateSources are the mounts that the child makes read-only once they are
-// attached: only a member of a mount namespace may change mounts inside a tree.
+// lateSources are the mounts that the child changes once they are attached,
+// for only a member of a mount namespace may do so inside a tree. It makes those
+// read-only in which files are made first, and those unbindable that would be
+// left out of a copy of the tree.
 func (a *assembly) lateSources() []*source {
 	var late []*source
 	for i := range a.sources {
@@ -238,7 +247,12 @@ func (a *assembly) translateIDs(s *source) error {
 
 // assemble attaches everything in the order of the spec; made are the mounts
 // that came from the child.
-func (a *assembly) assemble(made []int) error {
+func (a *assembly) assemble(made []int) (err error) {
+	if a.chrooted && a.shop == nil { // a member of whose namespace changes the mounts
+		if a.shop, err = openWorkshop(a.root); err != nil {
+			return err
+		}
+	}
 	for i := range a.sources {
 		s := &a.sources[i]
 		if s.child >= 0 {
@@ -257,7 +271,18 @@ func (a *assembly) assemble(made []int) error {
 	if err := a.hide(); err != nil {
 		return err
 	}
-	return a.makeCwd()
+	if err := a.makeCwd(); err != nil {
+		return err
+	}
+	for i := range a.sources {
+		if s := &a.sources[i]; s.last {
+			err := a.outside(func() error { return setAttr(s.fd, unix.MOUNT_ATTR_RDONLY, 0, 0, false) })
+			if err != nil {
+				return fmt.Errorf("make %s read-only: %w", s.spec.Destination, err)
+			}
+		}
+	}
+	return nil
 }
 
 func (a *assembly) place(s *source) error {

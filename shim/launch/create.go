@@ -108,7 +108,7 @@ func (k *creation) open(taken *undo.Stack) (err error) {
 	taken.Add(func() { k.joins.Close() })
 	k.parts = assembly{
 		spec: spec, uids: c.ns.uids, gids: c.ns.gids, host: c.host, group: c.group, root: -1, devpts: -1,
-		own: c.ns.all(), ordered: k.cfg.Ordered,
+		own: c.ns.all(), ordered: k.cfg.Ordered, chrooted: c.ns.chrooted,
 	}
 	taken.Add(func() {
 		for _, fd := range []int{k.parts.root, c.devpts} {
@@ -129,7 +129,7 @@ func (k *creation) open(taken *undo.Stack) (err error) {
 	}
 	// A mount namespace owned by a user namespace must be that one's own copy;
 	// hooks look for the container's root in a tree with the host's around it.
-	if k.cfg.Template != "" && !c.ns.userNS() && !hasRootHooks(spec.Hooks) {
+	if k.cfg.Template != "" && !c.ns.userNS() && !c.ns.chrooted && !hasRootHooks(spec.Hooks) {
 		if k.template, err = openTemplate(k.cfg.Template); err != nil {
 			return err
 		}
@@ -365,12 +365,7 @@ func (k *creation) complete() (err error) {
 	if err := k.propagate(); err != nil {
 		return err
 	}
-	late := k.parts.lateSources()
-	for i, s := range late {
-		fd := uintptr(k.next - len(late) + i)
-		k.add(opName{"make read-only", s.spec.Destination}, 0, unix.SYS_MOUNT_SETATTR, fd, k.str(""), unix.AT_EMPTY_PATH,
-			k.words(unix.MOUNT_ATTR_RDONLY, 0, 0, 0), unix.MOUNT_ATTR_SIZE_VER0)
-	}
+	k.changeLate()
 	k.do("become session leader", unix.SYS_SETSID)
 	if k.plan.terminal {
 		slave := uintptr(firstFree + 1)
@@ -406,9 +401,19 @@ func (k *creation) complete() (err error) {
 
 // attachRoot appends the change to the container's root, which the child has
 // just got as its lowest free descriptor. In a template namespace nothing lies
-// below it, so that a change of root is enough; else the host's tree goes.
+// below it, so that a change of root is enough; else the host's tree goes. In a
+// namespace that is not the container's nothing is attached or changed.
 func (k *creation) attachRoot() {
 	const root = firstFree
+	if k.c.ns.chrooted {
+		if hasRootHooks(k.cfg.Spec.Hooks) {
+			k.send()
+			k.wait(0)
+		}
+		k.do("enter root", unix.SYS_FCHDIR, root)
+		k.do("change root", unix.SYS_CHROOT, k.str("."))
+		return
+	}
 	place := "/"
 	if hasRootHooks(k.cfg.Spec.Hooks) {
 		place = rootDir(k.cfg)
@@ -431,12 +436,34 @@ func (k *creation) attachRoot() {
 	k.do("enter root", unix.SYS_CHDIR, k.str("/"))
 }
 
+// changeLate appends what only a member of the mount namespace may do.
+func (k *creation) changeLate() {
+	late := k.parts.lateSources()
+	for i, s := range late {
+		fd := uintptr(k.next - len(late) + i)
+		change := func(verb string, flags, set, propagation uintptr) {
+			k.add(opName{verb, s.spec.Destination}, 0, unix.SYS_MOUNT_SETATTR, fd, k.str(""), unix.AT_EMPTY_PATH|flags,
+				k.words(set, 0, propagation, 0), unix.MOUNT_ATTR_SIZE_VER0)
+		}
+		if s.opts.readOnly() && !s.opts.bind {
+			change("make read-only", 0, unix.MOUNT_ATTR_RDONLY, 0)
+		}
+		if s.opts.unbindable() {
+			recursive := uintptr(0)
+			if s.opts.recPropagation {
+				recursive = unix.AT_RECURSIVE
+			}
+			change("make unbindable", recursive, 0, unix.MS_UNBINDABLE)
+		}
+	}
+}
+
 // propagate appends the root's propagation, once it is the root: a shared mount
 // cannot become that. The tree is private, so that there is nothing to be a
 // slave of; mounts that are slaves of the host's were made so one by one.
 func (k *creation) propagate() error {
 	mode, rec, err := propagationMode(k.cfg.Spec.Linux.RootfsPropagation)
-	if err != nil || mode == 0 || mode == unix.MS_SLAVE || mode == unix.MS_PRIVATE {
+	if err != nil || k.c.ns.chrooted || mode == 0 || mode == unix.MS_SLAVE || mode == unix.MS_PRIVATE {
 		return err
 	}
 	flags := uintptr(mode)

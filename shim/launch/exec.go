@@ -56,7 +56,7 @@ func (c *Container) exec(p *specs.Process, file string, io Stdio) (*Process, err
 	if err := e.streams(pl, io, fds.add(devpts), &taken); err != nil {
 		return nil, err
 	}
-	if err := e.clone(pl, &taken); err != nil {
+	if err := e.clone(pl, root, &taken); err != nil {
 		return nil, err
 	}
 	e.proc.console = e.console
@@ -163,7 +163,7 @@ func (e *execution) streams(pl *plan, io Stdio, devpts int, taken *undo.Stack) (
 }
 
 // clone writes the program and starts the child.
-func (e *execution) clone(pl *plan, taken *undo.Stack) error {
+func (e *execution) clone(pl *plan, root int, taken *undo.Stack) error {
 	c := e.c
 	joins, err := c.group.Joins()
 	if err != nil {
@@ -175,7 +175,7 @@ func (e *execution) clone(pl *plan, taken *undo.Stack) error {
 		return err
 	}
 	e.fds.add(pidfd)
-	inherited := append(e.std[:], pidfd)
+	inherited := append(e.std[:], pidfd, root)
 	for _, f := range joins.Tasks {
 		inherited = append(inherited, int(f.Fd()))
 	}
@@ -198,7 +198,7 @@ func (e *execution) clone(pl *plan, taken *undo.Stack) error {
 		into = int(joins.Into.Fd())
 	}
 	late := e.inheritance(joins, &procfs)
-	e.member(pidfd)
+	e.member(pidfd, root)
 	joinLate := func(i int, name string) step {
 		if i < 0 || i >= len(late) {
 			return nil
@@ -241,10 +241,17 @@ func (e *execution) inheritance(joins *cgroup.Joins, procfs *int) (late []int) {
 
 // member appends becoming a member of the container: one setns(2) with the
 // pidfd of its first process enters every namespace but the pid namespace, in
-// which the child was born (Linux 5.8).
-func (e *execution) member(pidfd int) {
+// which the child was born (Linux 5.8). The mount namespace brings the root
+// with it, unless it is not the container's own.
+func (e *execution) member(pidfd, root int) {
 	ns := e.c.ns
-	e.do("join namespaces of the container", unix.SYS_SETNS, uintptr(pidfd), ns.all()&^unix.CLONE_NEWPID)
+	if flags := ns.all() &^ unix.CLONE_NEWPID; flags != 0 {
+		e.do("join namespaces of the container", unix.SYS_SETNS, uintptr(pidfd), flags)
+	}
+	if ns.chrooted {
+		e.do("enter root", unix.SYS_FCHDIR, uintptr(root))
+		e.do("change root", unix.SYS_CHROOT, e.str("."))
+	}
 	e.closeOthers()
 	if ns.userNS() {
 		e.becomeRoot()

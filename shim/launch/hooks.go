@@ -32,12 +32,12 @@ func (k *creation) rootHooks() error {
 		return err
 	}
 	for _, hook := range append(h.Prestart[:len(h.Prestart):len(h.Prestart)], h.CreateRuntime...) {
-		if err := k.c.runHook("createRuntime", hook, specs.StateCreating, nil); err != nil {
+		if err := k.c.runHook("createRuntime", hook, specs.StateCreated, nil); err != nil {
 			return err
 		}
 	}
 	for _, hook := range h.CreateContainer {
-		if err := k.c.runHook("createContainer", hook, specs.StateCreating, k.proc); err != nil {
+		if err := k.c.runHook("createContainer", hook, specs.StateCreated, k.proc); err != nil {
 			return err
 		}
 	}

@@ -69,7 +69,7 @@ func TestHooksRunInOrderAndPlace(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := map[string]specs.ContainerState{
-		"prestart": specs.StateCreating, "createRuntime": specs.StateCreating, "createContainer": specs.StateCreating,
+		"prestart": specs.StateCreated, "createRuntime": specs.StateCreated, "createContainer": specs.StateCreated,
 		"poststart": specs.StateRunning, "poststop": specs.StateStopped,
 	}
 	for _, name := range names {

@@ -152,6 +152,9 @@ func namespacesOf(pid int, linux *specs.Linux) (*namespaces, error) {
 			n.fresh |= kind.flag
 		}
 	}
+	n.chrooted = !slices.ContainsFunc(linux.Namespaces, func(ns specs.LinuxNamespace) bool {
+		return ns.Type == specs.MountNamespace && ns.Path == ""
+	})
 	if n.userNS() {
 		n.uids, n.gids = linux.UIDMappings, linux.GIDMappings
 	}

@@ -51,8 +51,11 @@ type namespaces struct {
 	join  []joined
 	user  *joined // to join; nil for none
 	pid   *joined
-	uids  []specs.LinuxIDMapping // of the user namespace, new or joined
-	gids  []specs.LinuxIDMapping
+	// chrooted says that the mount namespace is the host's or another container's:
+	// the root is a tree that is attached nowhere, entered by chroot(2).
+	chrooted bool
+	uids     []specs.LinuxIDMapping // of the user namespace, new or joined
+	gids     []specs.LinuxIDMapping
 
 	closed bool
 }
@@ -111,13 +114,11 @@ func openNamespaces(linux *specs.Linux) (n *namespaces, err error) {
 			n.fresh |= flag
 			continue
 		}
-		if ns.Type == specs.MountNamespace {
-			return n, fmt.Errorf("linux.namespaces: joining a mount namespace: %w", errUnsupported)
-		}
 		if err := n.open(ns); err != nil {
 			return n, err
 		}
 	}
+	n.chrooted = n.fresh&unix.CLONE_NEWNS == 0
 	return n, n.check(linux)
 }
 
@@ -149,8 +150,8 @@ func (n *namespaces) open(ns specs.LinuxNamespace) error {
 
 func (n *namespaces) check(linux *specs.Linux) error {
 	switch {
-	case n.fresh&unix.CLONE_NEWNS == 0:
-		return fmt.Errorf("linux.namespaces: mount namespace: %w", errMissing)
+	case n.chrooted && n.userNS():
+		return fmt.Errorf("linux.namespaces: a user namespace without a new mount namespace: %w", errUnsupported)
 	case n.fresh&unix.CLONE_NEWUSER != 0 && (len(n.uids) == 0 || len(n.gids) == 0):
 		return fmt.Errorf("linux.uidMappings and gidMappings of a new user namespace: %w", errMissing)
 	case n.fresh&unix.CLONE_NEWUSER != 0 && (len(n.join) > 0 || n.pid != nil || n.fresh&cloneNewTime != 0):

@@ -155,7 +155,12 @@ func setAttr(fd int, set, clear, propagation uint64, recursive bool) error {
 	return unix.MountSetattr(fd, "", flags, &unix.MountAttr{Attr_set: set, Attr_clr: clear, Propagation: propagation})
 }
 
-// applyTo gives a mount the attributes asked for; read-only not yet if later.
+func (o *mountOptions) readOnly() bool { return (o.set|o.recSet)&unix.MOUNT_ATTR_RDONLY != 0 }
+
+func (o *mountOptions) unbindable() bool { return o.propagation == unix.MS_UNBINDABLE }
+
+// applyTo gives a mount the attributes asked for; read-only not yet if later,
+// and unbindable never: see [assembly.lateSources].
 func (o *mountOptions) applyTo(fd int, later bool) error {
 	keep := ^uint64(0)
 	if later {
@@ -166,6 +171,9 @@ func (o *mountOptions) applyTo(fd int, later bool) error {
 	}
 	if err := setAttr(fd, o.recSet&keep, o.recClear, 0, true); err != nil {
 		return err
+	}
+	if o.unbindable() {
+		return setAttr(fd, 0, 0, unix.MS_PRIVATE, o.recPropagation)
 	}
 	return setAttr(fd, 0, 0, o.propagation, o.recPropagation)
 }

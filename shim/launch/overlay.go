@@ -112,6 +112,14 @@ func mountOverlay(source string, options []string, dir string) (int, error) {
 	if err == nil || !(errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EBADF)) {
 		return fd, err
 	}
+	// Only these kernels need the place, so it is seldom there.
+	switch err := unix.Mkdir(dir, 0o700); err {
+	case nil:
+		defer unix.Rmdir(dir)
+	case unix.EEXIST:
+	default:
+		return -1, &os.PathError{Op: "mkdir", Path: dir, Err: err}
+	}
 	if len(o.uids) > 0 {
 		return overlayMapped(source, &o, dir)
 	}

@@ -119,20 +119,12 @@ func (a *assembly) outside(step func() error) error {
 }
 
 // finished gives the assembled root as one detached tree. The copy that a
-// workshop's work is taken out with keeps peers and masters, but leaves out what
-// is unbindable: that is private before Linux 6.15.
+// workshop's work is taken out with keeps peers and masters.
 func (a *assembly) finished() (int, error) {
 	if a.shop == nil && !a.ordered {
 		return a.root, nil
 	}
 	err := a.outside(func() (err error) {
-		for i := range a.sources {
-			if s := &a.sources[i]; s.opts.propagation == unix.MS_UNBINDABLE {
-				if err := setAttr(s.fd, 0, 0, unix.MS_PRIVATE, s.opts.recPropagation); err != nil {
-					return err
-				}
-			}
-		}
 		old := a.root
 		if a.root, err = openTree(old, "", true); err != nil {
 			a.root = old
@@ -147,7 +139,7 @@ func (a *assembly) finished() (int, error) {
 		a.shop.close()
 		a.shop = nil
 	}
-	// What the child makes read-only is in the copy now.
+	// What the child changes is in the copy now.
 	for _, s := range a.lateSources() {
 		if s.fd, err = safepath.OpenPath(a.root, s.spec.Destination); err != nil {
 			return -1, err
