@@ -396,12 +396,14 @@ func removeAll(dir string, depth int) error {
 	}
 	// cgroupfs says EBUSY both for groups below and for processes inside.
 	children, listErr := subdirs(dir)
-	if listErr == nil && len(children) > 0 && depth < maxDepth {
+	if listErr == nil && depth < maxDepth {
 		for _, child := range children {
 			if err := removeAll(child, depth+1); err != nil {
 				return err
 			}
 		}
+		// Also without children: somebody else may have removed the last one
+		// since the first try.
 		if err = unix.Rmdir(dir); err == nil || err == unix.ENOENT {
 			return nil
 		}

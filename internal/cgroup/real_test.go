@@ -338,3 +338,30 @@ func sameAsMountinfo(t *testing.T, h *Host) {
 		}
 	}
 }
+
+// TestRemoveBesideAnother: a pod's group is removed while a container's shim
+// removes the one below it.
+func TestRemoveBesideAnother(t *testing.T) {
+	needsRoot(t)
+	h, err := Detect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	parent := "/longshore-test-" + rand.Text()
+	for range 300 {
+		if _, err := h.New(parent+"/ctr", nil); err != nil {
+			t.Fatal(err)
+		}
+		child := make(chan error, 1)
+		go func() { child <- h.Load(parent + "/ctr").Remove() }()
+		if err := h.Load(parent).Remove(); err != nil {
+			t.Error(err)
+		}
+		if err := <-child; err != nil {
+			t.Error(err)
+		}
+		if err := h.Load(parent).Remove(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
