@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -35,7 +36,7 @@ func ownDaemon(ctx context.Context, o *options) (end func(), err error) {
 		return nil, err
 	}
 	end = func() {
-		if err := n.Close(); err != nil {
+		if err := errors.Join(n.Clear(context.WithoutCancel(ctx)), n.Close()); err != nil {
 			fmt.Fprintln(os.Stderr, "bench:", err)
 		}
 		os.Remove(o.Cgroup)
