@@ -41,7 +41,8 @@ type assembly struct {
 	host       *cgroup.Host
 	sources    []source
 	root       int
-	devpts     int  // the container's devpts, -1 without
+	devpts     int // the container's devpts, -1 without
+	devptsAt   string
 	ordered    bool // see [Config.Ordered]
 	chrooted   bool // see [namespaces]
 	fds        fdList
@@ -157,7 +158,7 @@ func (a *assembly) open(s *source) (err error) {
 	}
 	s.file = st.Mode&unix.S_IFMT != unix.S_IFDIR
 	if m.Type == "devpts" && !s.opts.bind {
-		a.devpts = s.fd
+		a.devpts, a.devptsAt = s.fd, m.Destination
 	}
 	if len(m.UIDMappings) > 0 || len(m.GIDMappings) > 0 || s.opts.idmap {
 		if err := a.idmap(s); err != nil {

@@ -301,7 +301,7 @@ func testTerminal(t *testing.T, f *fixture) {
 		t.Fatal(err)
 	}
 	out, _ := io.ReadAll(console) // ends with EIO when the last peer is closed
-	if want := "&{33 77 0 0} <nil> true true <nil> <nil>"; !strings.Contains(string(out), want) {
+	if want := "&{33 77 0 0} <nil> true true <nil> <nil> /dev/pts/0 <nil> <nil>"; !strings.Contains(string(out), want) {
 		t.Errorf("terminal: %q, want %q", out, want)
 	}
 }

@@ -502,6 +502,12 @@ func (k *creation) hand(mounts []int) error {
 		return err
 	}
 	give[0] = c.root
+	if k.plan.terminal {
+		if give[1], err = reopenConsole(a.devpts, k.proc.console); err != nil {
+			return err
+		}
+		k.fds.add(give[1])
+	}
 	if k.cfg.Spec.Root != nil && k.cfg.Spec.Root.Readonly {
 		if err := setAttr(c.root, unix.MOUNT_ATTR_RDONLY, 0, 0, false); err != nil {
 			return fmt.Errorf("make the root read-only: %w", err)

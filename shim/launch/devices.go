@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"strconv"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -280,6 +281,27 @@ func openConsole(devpts int, size *specs.Box, uid uint32) (master *os.File, slav
 		return nil, -1, fmt.Errorf("set terminal up: %w", err)
 	}
 	return os.NewFile(uintptr(fd), "console"), slave, nil
+}
+
+// reopenConsole opens the peer of a terminal by its name in devpts, which is the
+// container's own and has no other names yet.
+func reopenConsole(devpts int, master *os.File) (int, error) {
+	raw, err := master.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	var n int
+	if ctlErr := raw.Control(func(fd uintptr) { n, err = unix.IoctlGetInt(int(fd), unix.TIOCGPTN) }); ctlErr != nil {
+		err = ctlErr
+	}
+	if err != nil {
+		return -1, fmt.Errorf("get the terminal's number: %w", err)
+	}
+	fd, err := unix.Openat(devpts, strconv.Itoa(n), unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return -1, fmt.Errorf("open terminal %d: %w", n, err)
+	}
+	return fd, nil
 }
 
 // bindConsole shows the terminal as /dev/console, by descriptor.

@@ -139,7 +139,9 @@ func probe(args []string) {
 		sid, _ := unix.Getsid(0)
 		tty, ttyErr := os.OpenFile("/dev/tty", os.O_RDWR, 0)
 		_, consoleErr := os.OpenFile("/dev/console", os.O_WRONLY, 0)
-		fmt.Println(ws, err, sid == os.Getpid(), tty != nil, ttyErr, consoleErr)
+		name, nameErr := os.Readlink("/proc/self/fd/0")
+		_, nameThere := os.Stat(name)
+		fmt.Println(ws, err, sid == os.Getpid(), tty != nil, ttyErr, consoleErr, name, nameErr, nameThere)
 	default:
 		os.Exit(2)
 	}

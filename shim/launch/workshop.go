@@ -146,7 +146,26 @@ func (a *assembly) finished() (int, error) {
 		}
 		a.fds.add(s.fd)
 	}
+	a.refindDevpts()
 	return a.root, nil
+}
+
+// refindDevpts finds the devpts of a copied root: a terminal opened in the old
+// one would have no name that the container can see (ttyname(3)). Where
+// something else is mounted over it, the old one stays.
+func (a *assembly) refindDevpts() {
+	if a.devpts < 0 {
+		return
+	}
+	fd, err := safepath.OpenPath(a.root, a.devptsAt)
+	if err != nil {
+		return
+	}
+	a.fds.add(fd)
+	var before, now unix.Stat_t
+	if errors.Join(unix.Fstat(a.devpts, &before), unix.Fstat(fd, &now)) == nil && now.Dev == before.Dev {
+		a.devpts = fd
+	}
 }
 
 // close releases what the assembly holds but the root.

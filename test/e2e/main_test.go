@@ -13,6 +13,7 @@ import (
 
 	"github.com/longshore/longshore/test/node"
 	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
 )
 
 // Paths of what is built once for all scripts.
@@ -81,8 +82,24 @@ func TestScripts(t *testing.T) {
 		Dir:                 "testdata",
 		Setup:               func(env *testscript.Env) error { return setup(t, env) },
 		Cmds:                commands,
+		Condition:           condition,
 		RequireExplicitExec: true,
 	})
+}
+
+// condition tells scripts what the host is: cgroup2 where no hierarchy of
+// version 1 is mounted.
+func condition(name string) (bool, error) {
+	if name == "cgroup2" {
+		return onCgroup2()
+	}
+	return false, fmt.Errorf("unknown condition %q", name)
+}
+
+func onCgroup2() (bool, error) {
+	var st unix.Statfs_t
+	err := unix.Statfs("/sys/fs/cgroup", &st)
+	return st.Type == unix.CGROUP2_SUPER_MAGIC, err
 }
 
 // setup gives each script a node of its own. Temporary directories of tests
@@ -104,6 +121,17 @@ func setup(t *testing.T, env *testscript.Env) error {
 	env.Setenv("NODE", dir)
 	env.Setenv("IMAGE", image)
 	env.Setenv("BIN", bin)
+	v2, err := onCgroup2()
+	if err != nil {
+		return err
+	}
+	if v2 {
+		env.Setenv("MEMORY_LIMIT", "/sys/fs/cgroup/memory.max")
+		env.Setenv("CPU_SHARE", "/sys/fs/cgroup/cpu.weight")
+	} else {
+		env.Setenv("MEMORY_LIMIT", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+		env.Setenv("CPU_SHARE", "/sys/fs/cgroup/cpu/cpu.shares")
+	}
 	env.Defer(func() {
 		if err := s.end(context.Background()); err != nil {
 			env.T().Log(err)
