@@ -1,5 +1,5 @@
 # Every target is a script in hack/, which can be run without make.
-.PHONY: all demo test race test-root units conformance bench fuzz
+.PHONY: all demo test race test-root units conformance conformance-oci bench fuzz
 
 all:
 	hack/build.sh
@@ -13,6 +13,8 @@ test-root:
 	hack/test.sh
 conformance:
 	hack/conformance.sh
+conformance-oci:
+	hack/conformance-oci.sh
 bench:
 	hack/bench.sh
 fuzz:

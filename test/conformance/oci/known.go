@@ -2,44 +2,93 @@ package main
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"strings"
 )
 
+// expectation is what a known failure means here.
+type expectation struct {
+	racy   bool // it may pass as well
+	reason string
+}
+
+// conditions say on which machines a failure is to be expected.
+var conditions = map[string]func() bool{
+	"no-cap-sys-resource": func() bool { return !hasCapability(24) },
+	"no-hugetlb1":         func() bool { return missing("/sys/fs/cgroup/hugetlb") },
+	"no-net-cls":          func() bool { return missing("/sys/fs/cgroup/net_cls") },
+	"no-sda":              func() bool { return missing("/sys/dev/block/8:0") },
+	"no-selinux":          func() bool { return missing("/sys/fs/selinux/enforce") },
+}
+
+func missing(path string) bool {
+	_, err := os.Stat(path)
+	return errors.Is(err, os.ErrNotExist)
+}
+
+// hasCapability says whether this process may hand a capability on.
+func hasCapability(number int) bool {
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(status)) {
+		if value, ok := strings.CutPrefix(line, "CapBnd:"); ok {
+			set, err := strconv.ParseUint(strings.TrimSpace(value), 16, 64)
+			return err == nil && set&(1<<number) != 0
+		}
+	}
+	return false
+}
+
 // readKnown reads the list of known failures.
-func readKnown(path string) (map[string]string, error) {
+func readKnown(path string) (map[string]expectation, error) {
 	file, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer file.Close()
-	known, err := parseKnown(file)
+	known, err := parseKnown(file, conditions)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	return known, nil
 }
 
-// parseKnown gives the reasons by program: "name # reason" on each line.
-func parseKnown(r io.Reader) (map[string]string, error) {
-	known := map[string]string{}
+// parseKnown gives what is expected of programs: on each line a name, then
+// "racy" or the name of a condition, if there is one, and "# reason".
+func parseKnown(r io.Reader, conditions map[string]func() bool) (map[string]expectation, error) {
+	known := map[string]expectation{}
 	lines := bufio.NewScanner(r)
 	for number := 1; lines.Scan(); number++ {
 		line := strings.TrimSpace(lines.Text())
 		if line == "" || strings.HasPrefix(line, "#") {
 			continue
 		}
-		name, reason, _ := strings.Cut(line, "#")
-		name, reason = strings.TrimSpace(name), strings.TrimSpace(reason)
-		if reason == "" {
-			return nil, fmt.Errorf("line %d: no reason after #", number)
+		words, reason, _ := strings.Cut(line, "#")
+		fields := strings.Fields(words)
+		e := expectation{reason: strings.TrimSpace(reason)}
+		if e.reason == "" || len(fields) == 0 || len(fields) > 2 {
+			return nil, fmt.Errorf("line %d: want a name, perhaps a condition, and # with a reason", number)
 		}
-		if _, twice := known[name]; twice {
-			return nil, fmt.Errorf("line %d: %s is listed twice", number, name)
+		if _, twice := known[fields[0]]; twice {
+			return nil, fmt.Errorf("line %d: %s is listed twice", number, fields[0])
 		}
-		known[name] = reason
+		if len(fields) == 2 {
+			holds, ok := conditions[fields[1]]
+			e.racy = fields[1] == "racy"
+			if !ok && !e.racy {
+				return nil, fmt.Errorf("line %d: no condition %q", number, fields[1])
+			}
+			if ok && !holds() {
+				continue
+			}
+		}
+		known[fields[0]] = e
 	}
 	return known, lines.Err()
 }
