@@ -17,6 +17,7 @@ for need in gcc:gcc busybox:busybox-static docker-registry:docker-registry; do
 	command -v "${need%%:*}" >/dev/null || packages+=("${need##*:}")
 done
 [ -e /usr/include/stdlib.h ] || packages+=(libc6-dev)
+[ -e /usr/include/seccomp.h ] || packages+=(libseccomp-dev)
 if [ "${#packages[@]}" -gt 0 ]; then
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}"
