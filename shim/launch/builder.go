@@ -26,6 +26,8 @@ type builder struct {
 	next int // the descriptor that the child's next open will return
 	sock int // the child's number for its socket
 
+	files []int // the child's numbers of what becomes descriptors 3 and up
+
 	execFirst int // index of the first execve, -1 before there is one
 }
 

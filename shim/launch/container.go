@@ -25,7 +25,11 @@ type Mount struct {
 
 // Stdio holds the process's ends of its standard streams; nil is /dev/null.
 // The caller keeps owning them.
-type Stdio struct{ Stdin, Stdout, Stderr *os.File }
+type Stdio struct {
+	Stdin, Stdout, Stderr *os.File
+	// Files become descriptors 3 and up, with a terminal too.
+	Files []*os.File
+}
 
 // Config describes a container to create.
 type Config struct {

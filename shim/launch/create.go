@@ -160,9 +160,13 @@ func (k *creation) clone(taken *undo.Stack) error {
 	uid, _ := hostID(ns.uids, k.cfg.Spec.Process.User.UID)
 	io := k.cfg.Stdio
 	if k.cfg.Spec.Process.Terminal {
-		io = Stdio{}
+		io = Stdio{Files: io.Files}
 	}
 	std, err := streams(io, uid, &k.fds)
+	if err != nil {
+		return err
+	}
+	files, err := moreFiles(io.Files, &k.fds)
 	if err != nil {
 		return err
 	}
@@ -181,11 +185,12 @@ func (k *creation) clone(taken *undo.Stack) error {
 		return err
 	}
 	inherited = append(inherited, procs)
-	childEnd, err := k.newLaunching(inherited, taken)
+	childEnd, err := k.newLaunching(append(inherited, files.inherited()...), taken)
 	if err != nil {
 		return err
 	}
 	taken.Add(k.abort)
+	k.keepFiles(files)
 	k.inheritance(std, procs)
 	if err = k.namespaces(); err == nil {
 		err = k.launching.clone(ns.cloneFlags(), pidOf(ns), into, ns.secondClone())

@@ -138,12 +138,16 @@ type execution struct {
 	c       *Container
 	fds     *fdList
 	std     [3]int
+	files   files
 	console *os.File
 }
 
 // streams opens the process's terminal or takes the caller's streams.
 func (e *execution) streams(pl *plan, io Stdio, devpts int, taken *undo.Stack) (err error) {
 	uid, _ := hostID(e.c.ns.uids, pl.user.UID)
+	if e.files, err = moreFiles(io.Files, e.fds); err != nil {
+		return err
+	}
 	if !pl.terminal {
 		e.std, err = streams(io, uid, e.fds)
 		return err
@@ -176,6 +180,7 @@ func (e *execution) clone(pl *plan, root int, taken *undo.Stack) error {
 	}
 	e.fds.add(pidfd)
 	inherited := append(e.std[:], pidfd, root)
+	inherited = append(inherited, e.files.inherited()...)
 	for _, f := range joins.Tasks {
 		inherited = append(inherited, int(f.Fd()))
 	}
@@ -197,6 +202,7 @@ func (e *execution) clone(pl *plan, root int, taken *undo.Stack) error {
 	if joins.Into != nil {
 		into = int(joins.Into.Fd())
 	}
+	e.keepFiles(e.files)
 	late := e.inheritance(joins, &procfs)
 	e.member(pidfd, root)
 	joinLate := func(i int, name string) step {

@@ -72,6 +72,51 @@ func streams(io Stdio, uid uint32, l *fdList) (fds [3]int, err error) {
 	return fds, nil
 }
 
+// files are descriptors of this process for a child to have from 3 on.
+type files []int
+
+// moreFiles duplicates the caller's files.
+func moreFiles(from []*os.File, l *fdList) (files, error) {
+	var out files
+	for i, f := range from {
+		raw, err := f.SyscallConn()
+		if err != nil {
+			return nil, fmt.Errorf("descriptor %d: %w", firstFree+i, err)
+		}
+		dup, dupErr := -1, error(nil)
+		err = raw.Control(func(fd uintptr) { dup, dupErr = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, firstFree) })
+		if err = errors.Join(err, dupErr); err != nil {
+			return nil, fmt.Errorf("descriptor %d: %w", firstFree+i, err)
+		}
+		out = append(out, l.add(dup))
+	}
+	return out, nil
+}
+
+// inherited gives the descriptors, and the first number above their last
+// places: what the child keeps must lie higher than both.
+func (f files) inherited() []int {
+	if len(f) == 0 {
+		return nil
+	}
+	return append(f[:len(f):len(f)], firstFree+len(f))
+}
+
+// keepFiles makes the child keep the files.
+func (b *builder) keepFiles(f files) {
+	for _, fd := range f {
+		b.files = append(b.files, b.keep(fd))
+	}
+}
+
+// placeFiles puts the files where the program has them. It comes when the low
+// numbers are free and no filter is loaded yet.
+func (b *builder) placeFiles() {
+	for i, fd := range b.files {
+		b.do("place descriptor", unix.SYS_DUP3, uintptr(fd), uintptr(firstFree+i), 0)
+	}
+}
+
 // stream duplicates one of the caller's files. The poller of the Go runtime
 // made it nonblocking, which no program expects of its standard streams.
 func stream(f *os.File, uid uint32) (int, error) {

@@ -169,6 +169,7 @@ func (b *builder) finish(pl *plan, procfs uintptr, wait, last step) {
 	if wait != nil {
 		wait(b)
 	}
+	b.placeFiles()
 	b.resetSignals()
 	if pl.filter != nil {
 		b.do("load seccomp filter", unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, uintptr(pl.filter.Flags), b.filter(pl.filter.Program))

@@ -2,7 +2,6 @@ package oci
 
 import (
 	"errors"
-	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -26,19 +25,6 @@ type createOptions struct {
 	detach bool // for run
 	keep   bool // for run
 	handOver
-}
-
-// handOver is where a process's id and terminal go, and what it inherits.
-type handOver struct {
-	consoleSocket, pidFile, pidfdSocket string
-	preserveFDs                         int
-}
-
-func (h *handOver) flags(f *flag.FlagSet) {
-	f.StringVar(&h.consoleSocket, "console-socket", "", "")
-	f.StringVar(&h.pidFile, "pid-file", "", "")
-	f.StringVar(&h.pidfdSocket, "pidfd-socket", "", "")
-	f.IntVar(&h.preserveFDs, "preserve-fds", 0, "")
 }
 
 func createFlags(verb string, args []string) (id string, o createOptions, err error) {
@@ -120,8 +106,12 @@ func (c *cli) make(id string, o createOptions, gate bool) (*container, *launch.C
 	if err := ct.save(); err != nil {
 		return nil, nil, err
 	}
+	files, err := o.files(spec.Process)
+	if err != nil {
+		return nil, nil, err
+	}
 	cfg := launch.Config{
-		ID: id, Bundle: bundle, Spec: spec, Ordered: true, Stdio: launch.Stdio{Stdin: c.in, Stdout: c.out, Stderr: c.err},
+		ID: id, Bundle: bundle, Spec: spec, Ordered: true, Stdio: launch.Stdio{Stdin: c.in, Stdout: c.out, Stderr: c.err, Files: files},
 	}
 	if gate {
 		cfg.Gate = ct.dir
@@ -198,6 +188,9 @@ func cgroupPath(path, id string, systemd bool) (string, error) {
 		return "", fmt.Errorf("linux.cgroupsPath %q is not slice:prefix:name", path)
 	}
 	slice, prefix, name := parts[0], parts[1], parts[2]
+	if strings.Contains(prefix+name, "/") || name == "" {
+		return "", fmt.Errorf("linux.cgroupsPath %q: prefix and name are one name of a directory", path)
+	}
 	if slice == "" {
 		slice = "system.slice"
 	}
@@ -234,23 +227,4 @@ func expandSlice(slice string) (string, error) {
 		sofar += "-"
 	}
 	return path, nil
-}
-
-// give hands over what is the caller's of a new process: its terminal and its id.
-func (h *handOver) give(p *launch.Process) error {
-	if h.consoleSocket != "" && p.Console() != nil {
-		if err := sendFile(h.consoleSocket, p.Console()); err != nil {
-			return fmt.Errorf("send terminal: %w", err)
-		}
-	}
-	if h.pidfdSocket != "" {
-		if err := sendPidfd(h.pidfdSocket, p.Pid()); err != nil {
-			return fmt.Errorf("send pidfd: %w", err)
-		}
-	}
-	if h.pidFile != "" {
-		// Without a newline: there are readers that take the file for a number.
-		return atomicfile.Write(h.pidFile, []byte(strconv.Itoa(p.Pid())), 0o644, atomicfile.Volatile)
-	}
-	return nil
 }

@@ -99,7 +99,11 @@ func (c *cli) exec(args []string) error {
 	if o.cgroup != "" && strings.Trim(o.cgroup, "/") != "" {
 		return fmt.Errorf("exec: --cgroup %q: only the container's own: %w", o.cgroup, unix.EOPNOTSUPP)
 	}
-	proc, err := launched.Exec(p, launch.Stdio{Stdin: c.in, Stdout: c.out, Stderr: c.err})
+	files, err := o.files(p)
+	if err != nil {
+		return err
+	}
+	proc, err := launched.Exec(p, launch.Stdio{Stdin: c.in, Stdout: c.out, Stderr: c.err, Files: files})
 	if err != nil {
 		return err
 	}

@@ -213,3 +213,60 @@ func TestUpdateFromStandardInput(t *testing.T) {
 		t.Errorf("limits: %d processes, %d bytes", stats.Pids.Limit, stats.Memory.Limit)
 	}
 }
+
+// TestPreservedDescriptors: they keep their numbers, and no other is there.
+func TestPreservedDescriptors(t *testing.T) {
+	f := newFixture(t, "fds")
+	f.write()
+	extra := filepath.Join(t.TempDir(), "extra")
+	if err := os.WriteFile(extra, []byte("text"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	open := func() *os.File {
+		file, err := os.Open(extra)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { file.Close() })
+		return file
+	}
+	check := func(out string, env string) {
+		t.Helper()
+		if !strings.Contains(out, "\n3 "+extra+"\n") || !strings.Contains(out, "\n4 "+extra+"\n") ||
+			!strings.Contains(out, "read text\n") || !strings.HasSuffix(out, env+"\n") {
+			t.Errorf("%q", out)
+		}
+		for line := range strings.Lines(out) {
+			if fd, to, ok := strings.Cut(line, " "); ok && fd > "4" && fd < "9" && !strings.HasPrefix(to, "/proc/") && !strings.HasPrefix(to, "anon_inode:[event") && !strings.HasPrefix(to, "/sys/fs/cgroup/cpu") {
+				t.Errorf("descriptor %s is open: %s", fd, to)
+			}
+		}
+	}
+	cmd := f.command("run", "--preserve-fds", "2", "--bundle", f.bundle, f.id)
+	cmd.ExtraFiles = []*os.File{open(), open(), open()}
+	out, errs, status := f.finish(cmd)
+	if status != 0 {
+		t.Fatalf("status %d: %s", status, errs)
+	}
+	check(out, " ")
+	f.fails("is not open", "run", "--preserve-fds", "40", "--bundle", f.bundle, f.id)
+
+	// With numbers beyond those the launch keeps things at.
+	cmd = f.command("run", "--preserve-fds", "30", "--bundle", f.bundle, f.id)
+	for range 30 {
+		cmd.ExtraFiles = append(cmd.ExtraFiles, open())
+	}
+	if out, errs, status := f.finish(cmd); status != 0 || !strings.Contains(out, "\n32 "+extra+"\n") {
+		t.Errorf("status %d: %s%s", status, out, errs)
+	}
+
+	f = running(t)
+	cmd = f.command("exec", "--preserve-fds", "1", f.id, "/probe", "fds")
+	cmd.ExtraFiles = []*os.File{open(), open()}
+	cmd.Env = append(cmd.Env, "LISTEN_FDS=1")
+	out, errs, status = f.finish(cmd)
+	if status != 0 {
+		t.Fatalf("status %d: %s", status, errs)
+	}
+	check(out, "1 1")
+}

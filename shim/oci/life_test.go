@@ -2,6 +2,8 @@ package oci
 
 import (
 	"encoding/json"
+	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -316,5 +318,17 @@ func TestHooksThatFailLate(t *testing.T) {
 	data, err := os.ReadFile(list)
 	if err != nil || string(data) != "prestart\npoststart\npoststop\n" {
 		t.Errorf("hooks %q, %v", data, err)
+	}
+}
+
+// TestRunsFromAReadOnlyView: what a container gets hold of as the program of a
+// process that has entered it cannot be written (CVE-2019-5736).
+func TestRunsFromAReadOnlyView(t *testing.T) {
+	f := newFixture(t, "wait")
+	f.create()
+	exe := fmt.Sprintf("/proc/%d/exe", f.state().Pid) // the runtime, until start
+	if file, err := os.OpenFile(exe, os.O_WRONLY, 0); !errors.Is(err, unix.EROFS) {
+		file.Close()
+		t.Errorf("open %s for writing: %v", exe, err)
 	}
 }
