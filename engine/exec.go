@@ -136,16 +136,28 @@ func (x *execution) run(ctx context.Context, process []byte, s Streams) (int, er
 	}
 	exit, err := x.shim.Wait(ctx, x.id, x.execID)
 	if err != nil {
-		// Whoever ended the context waits for nothing more; the command must
-		// not outlive it.
-		_ = x.shim.Kill(context.WithoutCancel(ctx), x.id, x.execID, unix.SIGKILL, false)
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
 		}
-		return 0, err
+		return 0, errors.Join(err, x.end(ctx))
 	}
 	x.drain()
 	return exit.Code, nil
+}
+
+// endLimit bounds the wait for a command that was killed.
+const endLimit = 10 * time.Second
+
+// end kills the command and waits until it is gone: who is told that it ran
+// out of time shall not find it still running.
+func (x *execution) end(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endLimit)
+	defer cancel()
+	if err := ignoreGone(x.shim.Kill(ctx, x.id, x.execID, unix.SIGKILL, false)); err != nil {
+		return fmt.Errorf("kill the command: %w", err)
+	}
+	_, err := x.shim.Wait(ctx, x.id, x.execID)
+	return ignoreGone(err)
 }
 
 // pipes makes the process's stdio and begins to copy.
