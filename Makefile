@@ -1,5 +1,5 @@
 # Every target is a script in hack/, which can be run without make.
-.PHONY: all demo test race test-root units conformance conformance-oci bench fuzz
+.PHONY: all demo test race test-root units conformance conformance-oci bench fuzz test-v2 test-systemd test-arm64
 
 all:
 	hack/build.sh
@@ -19,3 +19,9 @@ bench:
 	hack/bench.sh
 fuzz:
 	hack/fuzz.sh
+test-v2:
+	hack/test-v2.sh
+test-systemd:
+	hack/test-systemd.sh
+test-arm64:
+	hack/test-arm64.sh

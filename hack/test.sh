@@ -30,13 +30,16 @@ say 'as root, with the race detector'
 CGO_ENABLED=1 go test -race ./...
 
 say arm64
-GOARCH=arm64 CGO_ENABLED=0 go vet ./...
+hack/test-arm64.sh
 
 say demonstration
 hack/demo.sh -once
 
 say scripts
 (cd test && go vet ./... && go test ./...)
+
+say 'cgroup v2'
+hack/test-v2.sh
 
 say conformance
 hack/conformance.sh

@@ -82,14 +82,13 @@ func (a *assembly) classify() ([]*source, error) {
 		if !path.IsAbs(m.Destination) {
 			return nil, fmt.Errorf("mounts[%d].destination %q is not absolute: %w", i, m.Destination, unix.EINVAL)
 		}
+		if a.host != nil && a.host.Mode == cgroup.V2 {
+			m = a.unifiedMount(m)
+		}
 		s := &a.sources[i]
 		*s = source{spec: m, opts: parseOptions(m.Type, m.Options), child: -1, fd: -1}
 		if s.opts.bind && m.Source == "" {
 			return nil, fmt.Errorf("mounts[%d].source of a bind: %w", i, errMissing)
-		}
-		if m.Type == "cgroup" && a.host != nil && a.host.Mode == cgroup.V2 {
-			m = &specs.Mount{Destination: m.Destination, Type: "cgroup2", Source: m.Source, Options: m.Options}
-			s.spec = m
 		}
 		if s.opts.remount {
 			continue
@@ -107,6 +106,21 @@ func (a *assembly) classify() ([]*source, error) {
 		made = append(made, s)
 	}
 	return made, nil
+}
+
+// unifiedMount gives what a mount of cgroups is where there is cgroup2 alone: the
+// host's own mount if the container shares the host's cgroup namespace. A new
+// one there would set the options of all, and take nsdelegate and
+// memory_recursiveprot from the host.
+func (a *assembly) unifiedMount(m *specs.Mount) *specs.Mount {
+	switch {
+	case m.Type != "cgroup" && m.Type != "cgroup2":
+		return m
+	case a.own&unix.CLONE_NEWCGROUP != 0:
+		return &specs.Mount{Destination: m.Destination, Type: "cgroup2", Source: m.Source, Options: m.Options}
+	}
+	options := append([]string{"bind"}, m.Options...)
+	return &specs.Mount{Destination: m.Destination, Type: "bind", Source: a.host.Trees[0].Mount, Options: options}
 }
 
 // prepare mounts what the parent can, before the child is awaited: both work
