@@ -83,14 +83,33 @@ func reapUntilEnd(room string) (int, error) {
 			return 0, fmt.Errorf("wait: %w", err)
 		case pid != cmd.Process.Pid:
 		case status.Signaled():
-			return 128 + int(status.Signal()), removeContainers(room)
+			return 128 + int(status.Signal()), clean(room)
 		default:
-			return status.ExitStatus(), removeContainers(room)
+			return status.ExitStatus(), clean(room)
 		}
 	}
 }
 
-// removeContainers removes what the program has left: cgroups outlive the room.
+// clean removes what outlives the room: cgroups, the suite's own among them.
+func clean(room string) error {
+	if err := removeContainers(room); err != nil {
+		return err
+	}
+	for _, name := range []string{"testdir/cgrouptest", "testdir", "cgrouptest"} { // the names its tests of cgroups use
+		dirs, err := filepath.Glob("/sys/fs/cgroup/*/" + name)
+		if err != nil {
+			return err
+		}
+		for _, dir := range append(dirs, "/sys/fs/cgroup/"+name) {
+			if err := syscall.Rmdir(dir); err != nil && err != syscall.ENOENT {
+				return fmt.Errorf("remove cgroup %s: %w", dir, err)
+			}
+		}
+	}
+	return nil
+}
+
+// removeContainers removes what the program has left.
 func removeContainers(room string) error {
 	dirs, err := os.ReadDir(filepath.Join(room, "state"))
 	if errors.Is(err, os.ErrNotExist) {
