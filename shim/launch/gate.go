@@ -38,8 +38,8 @@ type fifoGate struct {
 
 // gateNames is what the record of a gate holds: all that is not in the arena.
 type gateNames struct {
-	FIFO      int      `json:"fifo"`  // descriptors of the child
-	Arena     int      `json:"arena"` //
+	FIFO      int      `json:"fifo"` // this and the next: the child's descriptors
+	Arena     int      `json:"arena"`
 	ExecFirst int      `json:"execFirst"`
 	Command   string   `json:"command"`
 	Ops       []string `json:"operations"`

@@ -64,7 +64,7 @@ func (c *cli) create(args []string) error {
 	if err != nil {
 		return err
 	}
-	ct.release()
+	ct.unlock()
 	return nil
 }
 
@@ -94,7 +94,7 @@ func (c *cli) make(id string, o createOptions, gate bool) (*container, *launch.C
 	defer taken.Run()
 	taken.Add(func() {
 		c.warn(ct.remove())
-		ct.release()
+		ct.unlock()
 	})
 	ct.record = record{
 		Version: spec.Version, ID: id, Bundle: bundle, Rootfs: rootfs(bundle, spec), Created: time.Now().UTC(),

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -269,4 +270,30 @@ func TestPreservedDescriptors(t *testing.T) {
 		t.Fatalf("status %d: %s", status, errs)
 	}
 	check(out, "1 1")
+}
+
+// TestUserNamespace: the gate and exec reach into one, which has no power here.
+func TestUserNamespace(t *testing.T) {
+	f := newFixture(t, "wait")
+	f.spec.Linux.Namespaces = append(f.spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
+	f.spec.Linux.UIDMappings = []specs.LinuxIDMapping{{ContainerID: 0, HostID: 100000, Size: 65536}}
+	f.spec.Linux.GIDMappings = f.spec.Linux.UIDMappings
+	// Its root must get to the root directory.
+	for dir := f.bundle; dir != os.TempDir(); dir = filepath.Dir(dir) {
+		if err := os.Chmod(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, out := f.create()
+	f.wantStatus(specs.StateCreated)
+	f.ok("start", f.id)
+	readLine(t, out)
+	r := f.wantStatus(specs.StateRunning)
+	var st unix.Stat_t
+	if err := unix.Stat("/proc/"+strconv.Itoa(r.Pid), &st); err != nil || st.Uid != 100000 {
+		t.Errorf("runs as %d of the host, %v", st.Uid, err)
+	}
+	if out := f.ok("exec", "--user", "5:6", f.id, "/probe", "who"); !strings.HasSuffix(out, " 5 6 \n/ <nil>\n") {
+		t.Errorf("%q", out)
+	}
 }

@@ -180,7 +180,7 @@ func (c *cli) delete(args []string) error {
 	if err != nil {
 		return err
 	}
-	defer ct.release()
+	defer ct.unlock()
 	p, err := ct.process()
 	if err != nil {
 		return err
@@ -236,13 +236,13 @@ func (c *cli) destroy(ct *container) error {
 	if err != nil {
 		c.warn(err) // a damaged specification must not keep the rest
 	}
-	return c.release(ct, launched)
+	return c.giveBack(ct, launched)
 }
 
-// release ends what is left of a container whose first process has ended or
+// giveBack ends what is left of a container whose first process has ended or
 // has been killed, and gives everything back, the directory last. launched may
 // be nil.
-func (c *cli) release(ct *container, launched *launch.Container) error {
+func (c *cli) giveBack(ct *container, launched *launch.Container) error {
 	// A shared pid namespace leaves other processes behind.
 	if err := ct.killGroup(); err != nil {
 		return err
@@ -271,7 +271,7 @@ func (c *cli) removeRemains(id string) error {
 	if err != nil {
 		return err
 	}
-	defer ct.release()
+	defer ct.unlock()
 	if _, err := os.Stat(ct.path(stateFile)); err == nil {
 		return fmt.Errorf("delete container %s: it has just been created: %w", id, unix.EBUSY)
 	}

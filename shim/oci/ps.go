@@ -113,7 +113,7 @@ func (c *cli) freeze(verb string, args []string, from []specs.ContainerState, st
 	if err != nil {
 		return err
 	}
-	defer ct.release()
+	defer ct.unlock()
 	p, err := ct.process()
 	if err != nil {
 		return err

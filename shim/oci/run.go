@@ -24,7 +24,7 @@ func (c *cli) runContainer(args []string) error {
 	if err != nil {
 		return err
 	}
-	defer ct.release()
+	defer ct.unlock()
 	if ct.NoProcess {
 		return errors.Join(errNoProcess, c.discard(ct, launched))
 	}
@@ -40,16 +40,17 @@ func (c *cli) runContainer(args []string) error {
 	if o.detach {
 		return nil
 	}
-	ct.release() // others may look, signal and exec meanwhile
+	ct.unlock() // others may look, signal and exec meanwhile
 	status, err := s.wait()
 	if err != nil {
 		return err
 	}
 	if !o.keep {
-		if err := ct.acquire(unix.LOCK_EX); err != nil {
-			return err
+		err := ct.acquire(unix.LOCK_EX)
+		if err == nil {
+			err = c.discard(ct, launched)
 		}
-		if err := c.discard(ct, launched); err != nil {
+		if err != nil && !errors.Is(err, errNotExist) { // others may have removed it
 			return err
 		}
 	}
@@ -64,7 +65,7 @@ func (c *cli) discard(ct *container, launched *launch.Container) error {
 	if err := launched.Init().Signal(unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
 		return err
 	}
-	return c.release(ct, launched)
+	return c.giveBack(ct, launched)
 }
 
 // supervisor is what a command does for a process it waits for: it passes

@@ -24,7 +24,7 @@ func (c *cli) start(args []string) error {
 	if err != nil {
 		return err
 	}
-	defer ct.release()
+	defer ct.unlock()
 	p, err := ct.process()
 	if err != nil {
 		return err

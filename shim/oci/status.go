@@ -52,7 +52,7 @@ func (ct *container) unborn() (specs.ContainerState, error) {
 	if err != nil {
 		return "", err
 	}
-	ct.release()
+	ct.unlock()
 	return specs.StateStopped, nil
 }
 
@@ -85,7 +85,7 @@ func (ct *container) frozen() (bool, error) {
 		if err == nil && strings.TrimSpace(string(data)) == want {
 			return true, nil
 		}
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ENODEV) { // it may go meanwhile
 			return false, err
 		}
 	}

@@ -127,7 +127,7 @@ func (c *cli) openLocked(id string) (*container, error) {
 	}
 	// Whoever held the lock may have changed or removed it.
 	if err := ct.load(id); err != nil {
-		ct.release()
+		ct.unlock()
 		return nil, err
 	}
 	return ct, nil
@@ -156,7 +156,7 @@ func (ct *container) acquire(how int) error {
 	return nil
 }
 
-func (ct *container) release() {
+func (ct *container) unlock() {
 	if ct.lock != nil {
 		ct.lock.Close()
 		ct.lock = nil

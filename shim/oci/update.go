@@ -32,7 +32,7 @@ func (c *cli) update(args []string) error {
 	if err != nil {
 		return err
 	}
-	defer ct.release()
+	defer ct.unlock()
 	p, err := ct.process()
 	if err != nil {
 		return err
