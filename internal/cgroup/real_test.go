@@ -365,3 +365,17 @@ func TestRemoveBesideAnother(t *testing.T) {
 		}
 	}
 }
+
+// TestKillWithoutCgroupKill: before Linux 5.14, and on version 1, a group is
+// frozen and its processes are signalled one by one.
+func TestKillWithoutCgroupKill(t *testing.T) {
+	_, g := realGroup(t, nil)
+	cmd, in := start(t, g, "sleep 1000 & sleep 1000")
+	release(t, in)
+	awaitProc(t, g, cmd.Process.Pid)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if err := errors.Join(g.killEach(), g.WaitEmpty(ctx)); err != nil {
+		t.Fatal(err)
+	}
+}

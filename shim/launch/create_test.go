@@ -37,7 +37,7 @@ const testCgroup = "/launchtest-%d-%d"
 func newFixture(t testing.TB, args ...string) *fixture {
 	t.Helper()
 	needRoot(t)
-	kernel.noWorkshop = mountsOntoDetached()
+	kernel.noWorkshop = mountsOntoDetached() && !kernel.noDetachedTargets
 	bundle := t.TempDir()
 	f := &fixture{t: t, bundle: bundle, lower: filepath.Join(bundle, "lower")}
 	for _, dir := range []string{"lower", "upper", "work", "rootfs", "lower/etc", "lower/tmp", "lower/home"} {

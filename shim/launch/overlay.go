@@ -127,9 +127,6 @@ func mountOverlay(source string, options []string, dir string) (int, error) {
 }
 
 func overlayByFD(source string, o *overlay, layers *fdList) (int, error) {
-	if kernel.noOverlayFD {
-		return -1, unix.EINVAL
-	}
 	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return -1, err
@@ -141,6 +138,9 @@ func overlayByFD(source string, o *overlay, layers *fdList) (int, error) {
 			return &os.PathError{Op: "open " + key, Path: path, Err: err}
 		}
 		layers.add(fd)
+		if kernel.noOverlayFD {
+			return unix.EINVAL
+		}
 		if err := unix.FsconfigSetFd(fs, key, fd); err != nil {
 			return fmt.Errorf("%s %s: %w", key, path, explain(fs, err))
 		}
