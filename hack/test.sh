@@ -41,5 +41,8 @@ say scripts
 say 'cgroup v2'
 hack/test-v2.sh
 
+say 'conformance with the OCI runtime specification'
+hack/conformance-oci.sh
+
 say conformance
 hack/conformance.sh
