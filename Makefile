@@ -17,6 +17,8 @@ conformance-oci:
 	hack/conformance-oci.sh
 bench:
 	hack/bench.sh
+bench-launch:
+	hack/bench-launch.sh
 fuzz:
 	hack/fuzz.sh
 test-v2:

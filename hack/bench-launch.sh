@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# How long a container takes to its first instruction, an exec, a delete: our
+# launcher, crun and runc in turns, and the floor. hack/bench-launch.sh [-n ROUNDS]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+if [ "$(id -u)" -ne 0 ]; then
+	exec sudo --preserve-env=PATH "$0" "$@"
+fi
+packages=()
+for need in gcc crun runc strace; do
+	command -v "$need" >/dev/null || packages+=("$need")
+done
+[ -e /usr/include/stdlib.h ] || packages+=(libc6-dev)
+if [ "${#packages[@]}" -gt 0 ]; then
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}"
+fi
+export CGO_ENABLED=0
+mkdir -p bin
+go build -trimpath -ldflags '-s -w' -o bin/longshore-shim ./shim
+go test -c -o bin/launch.test ./shim/launch
+gcc -O2 -static -nostdlib -ffreestanding -fno-stack-protector -o bin/clock test/bench-launch/testdata/clock.c
+(cd test && go build -o ../bin/bench-launch ./bench-launch)
+exec bin/bench-launch -shim bin/longshore-shim -helper bin/launch.test -clock bin/clock "$@"
