@@ -38,9 +38,6 @@ hack/demo.sh -once
 say scripts
 (cd test && go vet ./... && go test ./...)
 
-say 'cgroup v2'
-hack/test-v2.sh
-
 say 'conformance with the OCI runtime specification'
 hack/conformance-oci.sh
 

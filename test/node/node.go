@@ -12,7 +12,9 @@ import (
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -111,7 +113,14 @@ func (n *Node) Start(ctx context.Context) error {
 	daemon := n.daemon
 	go func() { daemon.Wait(); close(exited); cancel() }()
 	n.conn.ResetConnectBackoff()
-	_, err = n.Runtime.Version(ctx, &runtimeapi.VersionRequest{}, grpc.WaitForReady(true))
+	for {
+		// A call may still go out on the connection to a daemon before, which
+		// has just been killed, and end with it: ask again.
+		_, err = n.Runtime.Version(ctx, &runtimeapi.VersionRequest{}, grpc.WaitForReady(true))
+		if status.Code(err) != codes.Unavailable || ctx.Err() != nil {
+			break
+		}
+	}
 	select {
 	case <-exited:
 		tail, _ := os.ReadFile(n.Path("daemon.log"))
