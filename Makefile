@@ -1,5 +1,5 @@
 # Every target is a script in hack/, which can be run without make.
-.PHONY: all demo test race test-root units conformance conformance-oci bench fuzz test-v2 test-systemd test-arm64
+.PHONY: all demo test race test-root units conformance conformance-oci bench bench-launch fuzz test-v2 test-systemd test-arm64
 
 all:
 	hack/build.sh

@@ -354,7 +354,7 @@ func TestCloseEndsUnstartedContainer(t *testing.T) {
 	}
 }
 
-func openFDs(t *testing.T) []string {
+func openFDs(t testing.TB) []string {
 	t.Helper()
 	entries, err := os.ReadDir("/proc/self/fd")
 	if err != nil {

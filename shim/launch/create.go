@@ -20,7 +20,8 @@ type creation struct {
 	template int // descriptor of the template mount namespace, -1 without
 	procfs   int // private procfs of the host, for sysctls and labels; -1 without
 	fds      fdList
-	made     []*source // the mounts of the child
+	made     []*source // what the child mounts
+	mounts   []int     // the same, once it has
 	fifo     *fifoGate // nil for a gate that dies with this process
 	// The child's numbers of descriptors it keeps; 0 for none.
 	childCPU, childTemplate, childProcfs int
@@ -51,37 +52,44 @@ func (k *creation) create(taken *undo.Stack) error {
 	defer k.parts.close()
 	defer k.c.ns.close()
 	defer k.joins.Close()
-	if err := k.clone(taken); err != nil {
-		return err
-	}
-	if err := k.parts.prepare(); err != nil {
-		return err
-	}
-	if err := k.complete(); err != nil {
-		return err
-	}
-	mounts, err := k.await(len(k.made))
-	for _, fd := range mounts {
-		k.fds.add(fd)
-	}
-	if err != nil {
-		return err
-	}
-	if err := k.adopt(); err != nil {
-		return err
-	}
-	k.c.init = k.proc
-	if err := k.hand(mounts); err != nil {
-		return err
-	}
-	if _, err := k.await(0); err != nil {
-		return err
-	}
-	if err := setOOMScore(k.proc.pid, k.cfg.Spec.Process.OOMScoreAdj); err != nil {
-		return err
+	for _, step := range []struct {
+		name string
+		do   func() error
+	}{
+		{"clone", func() error { return k.clone(taken) }},
+		{"prepare root", k.parts.prepare},
+		{"complete program", k.complete},
+		{"receive mounts", k.receive},
+		{"adopt process", func() error { return k.adopt() }}, // of what clone has made
+		{"hand root over", k.hand},
+		{"reach gate", k.reachGate},
+	} {
+		if err := injected(step.name); err != nil {
+			return err
+		}
+		if err := step.do(); err != nil {
+			return err
+		}
 	}
 	k.c.pending = k.launching
 	return nil
+}
+
+// receive takes the mounts that the child has made.
+func (k *creation) receive() (err error) {
+	k.mounts, err = k.await(len(k.made))
+	for _, fd := range k.mounts {
+		k.fds.add(fd)
+	}
+	return err
+}
+
+// reachGate waits until the child stands at its gate.
+func (k *creation) reachGate() error {
+	if _, err := k.await(0); err != nil {
+		return err
+	}
+	return setOOMScore(k.proc.pid, k.cfg.Spec.Process.OOMScoreAdj)
 }
 
 // open collects what the child will inherit: namespaces, cgroup, streams.
@@ -480,9 +488,10 @@ func (k *creation) propagate() error {
 }
 
 // hand completes the root with the child's mounts and gives it to the child.
-func (k *creation) hand(mounts []int) error {
+func (k *creation) hand() error {
 	a, c := &k.parts, k.c
-	if err := a.assemble(mounts); err != nil {
+	c.init = k.proc
+	if err := a.assemble(k.mounts); err != nil {
 		return err
 	}
 	give := []int{a.root}

@@ -1,5 +1,11 @@
 package launch
 
+import (
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
 // kernel switches newer ways off; tests use it to walk the older ones.
 var kernel struct {
 	noDetachedTargets bool // move_mount onto detached mounts, Linux 6.15
@@ -7,4 +13,16 @@ var kernel struct {
 	noIntoCgroup      bool // CLONE_INTO_CGROUP, Linux 5.7
 	noOverlayFD       bool // overlay layers by descriptor, Linux 6.13
 	noSharedMemory    bool // exec by a copy of the address space
+
+	// fault, if set, says whether an operation of a program, or a step of its
+	// parent, is to fail: tests walk the ways back with it.
+	fault func(what string) bool
+}
+
+// injected gives an error in place of a step that tests want to fail.
+func injected(what string) error {
+	if kernel.fault == nil || !kernel.fault(what) {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", what, unix.ENOTRECOVERABLE)
 }
