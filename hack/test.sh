@@ -38,8 +38,5 @@ hack/demo.sh -once
 say scripts
 (cd test && go vet ./... && go test ./...)
 
-say 'conformance with the OCI runtime specification'
-hack/conformance-oci.sh
-
 say conformance
 hack/conformance.sh
