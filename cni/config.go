@@ -20,8 +20,9 @@ import (
 	"strings"
 
 	"github.com/containernetworking/cni/libcni"
-	"github.com/containernetworking/cni/pkg/utils"
 	"github.com/containernetworking/cni/pkg/version"
+
+	"github.com/longshore/longshore/cni/chain"
 )
 
 // maxConfig bounds a configuration file.
@@ -146,8 +147,8 @@ func singleFile(file string) (*libcni.NetworkConfigList, error) {
 }
 
 func newNetwork(list *libcni.NetworkConfigList, source string) (*Network, error) {
-	if err := utils.ValidateNetworkName(list.Name); err != nil {
-		return nil, errors.New(err.Error()) // its error type prints as JSON code and text
+	if !chain.ValidName(list.Name) {
+		return nil, fmt.Errorf("network name %.64q is not valid", list.Name)
 	}
 	if len(list.Plugins) == 0 {
 		return nil, errors.New("no plugins in the list")
@@ -197,21 +198,12 @@ func complete(list *libcni.NetworkConfigList) ([]byte, error) {
 	return json.Marshal(raw)
 }
 
-// BuiltInType reports whether plugins of a type run inside our own process.
-func BuiltInType(name string) bool {
-	switch name {
-	case "bridge", "host-local", "loopback", "portmap":
-		return true
-	}
-	return false
-}
-
 // Status says why pods cannot join the network, nil if they can, as far as that
 // shows without running a plugin: each must be built in or installed.
 func (n *Network) Status() error {
 	var errs []error
 	for _, name := range n.types {
-		if BuiltInType(name) || installed(name, n.binDirs) {
+		if chain.BuiltInType(name) || installed(name, n.binDirs) {
 			continue
 		}
 		errs = append(errs, fmt.Errorf("network %s: plugin %q is not in %s: %w", n.Name, name, strings.Join(n.binDirs, ", "), fs.ErrNotExist))

@@ -19,7 +19,8 @@ import (
 	"strings"
 
 	"github.com/containernetworking/cni/pkg/types"
-	"github.com/containernetworking/cni/pkg/utils"
+
+	"github.com/longshore/longshore/cni/chain"
 )
 
 // DefaultDataDir is where the addresses of all networks are.
@@ -95,8 +96,8 @@ func Parse(conf []byte, args, dataDir string) (*Config, error) {
 	if in.IPAM == nil {
 		return nil, errors.New("host-local: no ipam section")
 	}
-	if err := utils.ValidateNetworkName(in.Name); err != nil {
-		return nil, fmt.Errorf("host-local: network name %q: %s", in.Name, err.Msg)
+	if !chain.ValidName(in.Name) {
+		return nil, fmt.Errorf("host-local: network name %.64q is not valid", in.Name)
 	}
 	for _, dir := range []string{in.IPAM.DataDir, dataDir, DefaultDataDir} {
 		if dir != "" {

@@ -11,12 +11,12 @@ import (
 	"os"
 	"strings"
 
-	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/longshore/longshore/cni/chain"
 	"github.com/longshore/longshore/cni/nat"
 	"github.com/longshore/longshore/internal/undo"
 )
@@ -106,7 +106,7 @@ func (c *call) parseBridge() (*bridgeConf, error) {
 
 // foreignBridge runs the plugin's binary.
 func (c *call) foreignBridge(ctx context.Context) (*types100.Result, error) {
-	path, err := invoke.FindInPath("bridge", c.path)
+	path, err := chain.FindInPath("bridge", c.path)
 	if err != nil {
 		return nil, fmt.Errorf("vlan, vlanTrunk, macspoofchk and disableContainerInterface are not built in: %w", err)
 	}
@@ -114,7 +114,7 @@ func (c *call) foreignBridge(ctx context.Context) (*types100.Result, error) {
 		_, err := c.exec.ExecPlugin(ctx, path, c.stdin, c.environ)
 		return nil, err
 	}
-	result, err := invoke.ExecPluginWithResult(ctx, path, c.stdin, environment(c.environ), c.exec)
+	result, err := c.delegate(ctx, path)
 	if err != nil {
 		return nil, err
 	}

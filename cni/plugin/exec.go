@@ -11,13 +11,12 @@ import (
 	"strings"
 	"time"
 
-	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/cni/pkg/version"
 	"golang.org/x/sys/unix"
 
-	"github.com/longshore/longshore/cni"
+	"github.com/longshore/longshore/cni/chain"
 	"github.com/longshore/longshore/cni/nat"
 )
 
@@ -34,9 +33,8 @@ const (
 	busyAttempts = 5
 )
 
-// executor runs plugins for libcni: in this process where it can.
+// executor runs plugins for a chain: in this process where it can.
 type executor struct {
-	version.PluginDecoder
 	dataDir   string
 	netNSGoes bool      // see [Attachment]
 	nat       *nat.Conn // opened when first needed
@@ -62,10 +60,10 @@ func (e *executor) withNAT(do func(*nat.Conn) error) error {
 
 // FindInPath gives the path of a plugin, or the mark of a built-in one.
 func (e *executor) FindInPath(name string, dirs []string) (string, error) {
-	if cni.BuiltInType(name) {
+	if chain.BuiltInType(name) {
 		return builtIn + name, nil
 	}
-	return invoke.FindInPath(name, dirs)
+	return chain.FindInPath(name, dirs)
 }
 
 // ExecPlugin is one plugin call as the specification has it: command and
@@ -132,7 +130,7 @@ func runForeign(ctx context.Context, path string, stdin []byte, environ []string
 }
 
 // pluginError reads the error a plugin prints as JSON; the specification's
-// codes stay visible to libcni.
+// codes stay visible.
 func pluginError(name string, err error, stdout, stderr []byte) error {
 	var printed types.Error
 	if json.Unmarshal(stdout, &printed) == nil && (printed.Code != 0 || printed.Msg != "") {

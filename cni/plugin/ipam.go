@@ -6,9 +6,10 @@ import (
 	"fmt"
 	"net/netip"
 
-	"github.com/containernetworking/cni/pkg/invoke"
+	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
+	"github.com/longshore/longshore/cni/chain"
 	"github.com/longshore/longshore/cni/hostlocal"
 )
 
@@ -71,7 +72,7 @@ func (c *call) ipam(ctx context.Context) (*types100.Result, error) {
 		_, err := c.exec.ExecPlugin(ctx, path, c.stdin, c.environ)
 		return nil, err
 	}
-	result, err := invoke.ExecPluginWithResult(ctx, path, c.stdin, environment(c.environ), c.exec)
+	result, err := c.delegate(ctx, path)
 	if err != nil {
 		return nil, err
 	}
@@ -94,8 +95,11 @@ func (c *call) ipamDel(ctx context.Context) error {
 	return err
 }
 
-// environment hands the call's own environment on to a delegate.
-type environment []string
-
-// AsEnv is invoke.CNIArgs.
-func (e environment) AsEnv() []string { return e }
+// delegate runs another plugin with the call's own configuration and environment.
+func (c *call) delegate(ctx context.Context, path string) (types.Result, error) {
+	out, err := c.exec.ExecPlugin(ctx, path, c.stdin, c.environ)
+	if err != nil {
+		return nil, err
+	}
+	return chain.DecodeResult(out, c.conf.CNIVersion)
+}

@@ -5,7 +5,7 @@
 // network namespace of the calling thread, and everything there is done on that
 // thread: a caller that entered a namespace first must be locked to its thread.
 // The pod's side is entered on threads of its own, which end afterwards.
-// Nothing is remembered here but libcni's cache of results; state is in the
+// Nothing is remembered here but the cache of results; state is in the
 // kernel, in nftables and in the address files, each changed so that many such
 // processes can work at once. Deleting what is not there is success.
 package plugin
@@ -21,11 +21,11 @@ import (
 	"os"
 	"time"
 
-	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/cni/pkg/version"
 
+	"github.com/longshore/longshore/cni/chain"
 	"github.com/longshore/longshore/internal/undo"
 )
 
@@ -110,28 +110,25 @@ type Result struct {
 
 // runner is a network of one attachment, parsed.
 type runner struct {
-	list *libcni.NetworkConfigList
-	conf *libcni.RuntimeConf
-	cni  *libcni.CNIConfig
-	exec *executor
+	list  *chain.List
+	conf  *chain.Attachment
+	chain *chain.Runner
+	exec  *executor
 }
 
 func (r *runner) close() { r.exec.close() }
 
 func newRunner(a Attachment) (*runner, error) {
-	list, err := libcni.NetworkConfFromBytes(a.Conflist)
+	list, err := chain.ParseList(a.Conflist)
 	if err != nil {
 		return nil, fmt.Errorf("network configuration: %w", err)
 	}
-	if len(list.Plugins) == 0 {
-		return nil, fmt.Errorf("network configuration %q: no plugins", list.Name)
-	}
 	exec := &executor{dataDir: a.DataDir, netNSGoes: a.NetNSGoes}
 	return &runner{
-		exec: exec,
-		list: list,
-		conf: &libcni.RuntimeConf{ContainerID: a.ContainerID, NetNS: a.NetNS, IfName: a.IfName, Args: a.Args, CapabilityArgs: a.capabilities()},
-		cni:  libcni.NewCNIConfigWithCacheDir(a.BinDirs, a.CacheDir, exec),
+		exec:  exec,
+		list:  list,
+		conf:  &chain.Attachment{ContainerID: a.ContainerID, NetNS: a.NetNS, IfName: a.IfName, Args: a.Args, Capabilities: a.capabilities()},
+		chain: &chain.Runner{Exec: exec, BinDirs: a.BinDirs, CacheDir: a.CacheDir},
 	}, nil
 }
 
@@ -172,7 +169,7 @@ func Add(ctx context.Context, a Attachment) (Result, error) {
 		defer cancel()
 		undone = r.del(ctx)
 	})
-	raw, err := r.cni.AddNetworkList(ctx, r.list, r.conf)
+	raw, err := r.chain.Add(ctx, r.list, r.conf)
 	var result Result
 	if err == nil {
 		result, err = convert(raw)
@@ -207,7 +204,7 @@ func Del(ctx context.Context, a Attachment) error {
 	return nil
 }
 
-func (r *runner) del(ctx context.Context) error { return r.cni.DelNetworkList(ctx, r.list, r.conf) }
+func (r *runner) del(ctx context.Context) error { return r.chain.Del(ctx, r.list, r.conf) }
 
 // Check asks every plugin whether the attachment is as Add left it.
 func Check(ctx context.Context, a Attachment) error {
@@ -216,7 +213,7 @@ func Check(ctx context.Context, a Attachment) error {
 		return err
 	}
 	defer r.close()
-	if err := r.cni.CheckNetworkList(ctx, r.list, r.conf); err != nil {
+	if err := r.chain.Check(ctx, r.list, r.conf); err != nil {
 		return fmt.Errorf("check container %s in network %s: %w", a.ContainerID, r.list.Name, err)
 	}
 	return nil
@@ -238,11 +235,11 @@ func GC(ctx context.Context, conflist []byte, valid []Valid, d Dirs) error {
 		return err
 	}
 	defer r.close()
-	args := &libcni.GCArgs{}
+	keep := []types.GCAttachment{}
 	for _, v := range valid {
-		args.ValidAttachments = append(args.ValidAttachments, types.GCAttachment{ContainerID: v.ContainerID, IfName: v.IfName})
+		keep = append(keep, types.GCAttachment{ContainerID: v.ContainerID, IfName: v.IfName})
 	}
-	if err := r.cni.GCNetworkList(ctx, r.list, args); err != nil {
+	if err := r.chain.GC(ctx, r.list, keep); err != nil {
 		return fmt.Errorf("collect garbage of network %s: %w", r.list.Name, err)
 	}
 	return nil
@@ -255,7 +252,7 @@ func Status(ctx context.Context, conflist []byte, d Dirs) error {
 		return err
 	}
 	defer r.close()
-	if err := r.cni.GetStatusNetworkList(ctx, r.list); err != nil {
+	if err := r.chain.Status(ctx, r.list); err != nil {
 		return fmt.Errorf("status of network %s: %w", r.list.Name, err)
 	}
 	return nil
