@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -46,6 +47,13 @@ func writeIfThere(dir, file, value string) error {
 	return err
 }
 
+// pageSize is enough for all files but a few.
+const pageSize = 4096
+
+// pages are buffers for readFile: on the stack they would double that of every
+// goroutine that reads a file.
+var pages = sync.Pool{New: func() any { return new([pageSize]byte) }}
+
 // readFile reads a control file without its last newline. Statistics read a
 // dozen files per group, so it is done in as few system calls as it can be.
 func readFile(dir, file string) (string, error) {
@@ -55,8 +63,9 @@ func readFile(dir, file string) (string, error) {
 		return "", &fs.PathError{Op: "open", Path: name, Err: err}
 	}
 	defer unix.Close(fd)
-	var small [4096]byte // enough for all but a few
-	data := small[:0]
+	page := pages.Get().(*[pageSize]byte)
+	defer pages.Put(page)
+	data := page[:0]
 	for len(data) < maxFile {
 		if len(data) == cap(data) {
 			data = slices.Grow(data, len(data))
@@ -70,7 +79,7 @@ func readFile(dir, file string) (string, error) {
 		}
 		data = data[:len(data)+n]
 		// The kernel fills whole pages of records; half a page is surely the end.
-		if n == 0 || len(data) < len(small)/2 {
+		if n == 0 || len(data) < pageSize/2 {
 			break
 		}
 	}

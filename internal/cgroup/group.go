@@ -233,9 +233,11 @@ func (g *Group) Joins() (*Joins, error) {
 	j := &Joins{}
 	for i := range trees {
 		t := &trees[i]
-		name, flags := g.dir(t)+"/tasks", unix.O_WRONLY
+		name, flags := "", unix.O_WRONLY
 		if t.Unified {
 			name, flags = g.dir(t), unix.O_PATH|unix.O_DIRECTORY
+		} else {
+			name = t.Mount + g.path + "/tasks"
 		}
 		fd, err := unix.Open(name, flags|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
 		if err != nil {

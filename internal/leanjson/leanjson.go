@@ -60,6 +60,8 @@ type decoder struct {
 	data   []byte
 	at     int
 	fields map[reflect.Type][]field // for one call: the types of a spec are few
+	all    []field                  // what fields has, in few pieces
+	slab   strings.Builder          // of the text kept
 }
 
 // field is a field of a struct by its name in JSON. A struct that is embedded
@@ -69,11 +71,17 @@ type field struct {
 	index int
 }
 
+// manyFields is room for the types of a usual specification.
+const manyFields = 160
+
 func (d *decoder) fieldsOf(t reflect.Type) []field {
 	if known, ok := d.fields[t]; ok {
 		return known
 	}
-	fields := make([]field, 0, t.NumField())
+	if cap(d.all)-len(d.all) < t.NumField() {
+		d.all = make([]field, 0, max(t.NumField(), manyFields))
+	}
+	start := len(d.all)
 	for i := range t.NumField() {
 		f := t.Field(i)
 		tag, _, _ := strings.Cut(f.Tag.Get("json"), ",")
@@ -86,8 +94,9 @@ func (d *decoder) fieldsOf(t reflect.Type) []field {
 		case tag == "":
 			tag = f.Name
 		}
-		fields = append(fields, field{tag, i})
+		d.all = append(d.all, field{tag, i})
 	}
+	fields := d.all[start:len(d.all):len(d.all)]
 	d.fields[t] = fields
 	return fields
 }
@@ -197,7 +206,7 @@ func (d *decoder) object(to reflect.Value, depth int) error {
 			if err := d.value(elem, depth); err != nil {
 				return err
 			}
-			key.SetString(string(name))
+			key.SetString(d.keep(name))
 			to.SetMapIndex(key, elem)
 			return nil
 		}
@@ -309,8 +318,26 @@ func (d *decoder) text(to reflect.Value) error {
 	if to.Kind() != reflect.String {
 		return ErrType
 	}
-	to.SetString(string(s))
+	to.SetString(d.keep(s))
 	return nil
+}
+
+// slabSize is how much text shares one allocation.
+const slabSize = 4096
+
+// keep copies text behind the text kept before. Strings of their own would
+// take a page or two for each of a dozen sizes.
+func (d *decoder) keep(s []byte) string {
+	if d.slab.Cap()-d.slab.Len() < len(s) {
+		if len(s) > slabSize/4 {
+			return string(s)
+		}
+		d.slab = strings.Builder{}
+		d.slab.Grow(min(slabSize, max(len(d.data)-d.at, len(s))))
+	}
+	start := d.slab.Len()
+	d.slab.Write(s)
+	return d.slab.String()[start:]
 }
 
 func (d *decoder) boolean(to reflect.Value) error {

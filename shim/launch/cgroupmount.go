@@ -37,7 +37,7 @@ func (a *assembly) fillCgroups(s *source) error {
 	for i := range a.host.Trees {
 		t := &a.host.Trees[i]
 		name := filepath.Base(t.Mount)
-		if err := a.bindGroup(s, filepath.Join(t.Mount, a.group.Path()), name); err != nil {
+		if err := a.bindGroup(s, t.Mount+a.group.Path(), name); err != nil {
 			return err
 		}
 		for _, c := range t.Controllers {

@@ -41,7 +41,7 @@ func mappingNamespace(uids, gids []specs.LinuxIDMapping) (int, error) {
 	b.do("forbid tracing", unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
 	b.closeOthers()
 	b.wait(0)
-	pid, pidfd, err := p.clone(unix.CLONE_NEWUSER, -1)
+	pid, pidfd, err := p.clone(unix.CLONE_NEWUSER, -1, -1)
 	unix.Close(childEnd)
 	if err != nil {
 		return -1, err

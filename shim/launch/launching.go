@@ -52,14 +52,7 @@ func (l *launching) clone(flags uintptr, pidNS, cgroup int, twice bool) error {
 	if l.private {
 		flags |= unix.CLONE_VM
 	}
-	start := func() (int, int, error) { return l.program.clone(flags, cgroup) }
-	var pid, pidfd int
-	var err error
-	if pidNS >= 0 {
-		pid, pidfd, err = inPIDNamespace(pidNS, start)
-	} else {
-		pid, pidfd, err = start()
-	}
+	pid, pidfd, err := l.program.clone(flags, cgroup, pidNS)
 	if err != nil {
 		return err
 	}

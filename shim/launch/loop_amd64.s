@@ -6,6 +6,10 @@
 #define run_mask	16
 #define run_failed	24
 #define run_errno	32
+#define run_join	40
+#define run_own		48
+#define run_joined	56
+#define run_left	64
 #define op_nr		0
 #define op_args		8
 #define op_flags	56
@@ -16,7 +20,9 @@
 
 #define SYS_rt_sigprocmask	14
 #define SYS_exit_group		231
+#define SYS_setns		308
 #define SYS_clone3		435
+#define CLONE_NEWPID		0x20000000
 
 // func cloneLoop(r *run, args *cloneArgs, size uintptr) (pid, errno uintptr)
 TEXT ·cloneLoop(SB), NOSPLIT, $8-40
@@ -29,12 +35,32 @@ TEXT ·cloneLoop(SB), NOSPLIT, $8-40
 	LEAQ	old-8(SP), DX
 	MOVQ	$8, R10
 	SYSCALL
+	MOVQ	run_join(BX), DI
+	CMPQ	DI, $-1
+	JEQ	clone
+	MOVQ	$SYS_setns, AX
+	MOVQ	$CLONE_NEWPID, SI
+	SYSCALL
+	MOVQ	AX, run_joined(BX)
+	TESTQ	AX, AX
+	JNZ	cloned
+clone:
 	MOVQ	$SYS_clone3, AX
 	MOVQ	R12, DI
 	MOVQ	R13, SI
 	SYSCALL
 	TESTQ	AX, AX
 	JZ	child
+	CMPQ	run_join(BX), $-1
+	JEQ	cloned
+	MOVQ	AX, R12
+	MOVQ	$SYS_setns, AX
+	MOVQ	run_own(BX), DI
+	MOVQ	$CLONE_NEWPID, SI
+	SYSCALL
+	MOVQ	AX, run_left(BX)
+	MOVQ	R12, AX
+cloned:
 	MOVQ	AX, R12
 	MOVQ	$SYS_rt_sigprocmask, AX
 	MOVQ	$2, DI

@@ -6,6 +6,10 @@
 #define run_mask	16
 #define run_failed	24
 #define run_errno	32
+#define run_join	40
+#define run_own		48
+#define run_joined	56
+#define run_left	64
 #define op_nr		0
 #define op_args		8
 #define op_flags	56
@@ -15,7 +19,9 @@
 
 #define SYS_exit_group		94
 #define SYS_rt_sigprocmask	135
+#define SYS_setns		268
 #define SYS_clone3		435
+#define CLONE_NEWPID		0x20000000
 
 // func cloneLoop(r *run, args *cloneArgs, size uintptr) (pid, errno uintptr)
 TEXT ·cloneLoop(SB), NOSPLIT, $16-40
@@ -28,11 +34,31 @@ TEXT ·cloneLoop(SB), NOSPLIT, $16-40
 	MOVD	$8, R3
 	MOVD	$SYS_rt_sigprocmask, R8
 	SVC
+	MOVD	run_join(R19), R0
+	CMN	$1, R0
+	BEQ	clone
+	MOVD	$CLONE_NEWPID, R1
+	MOVD	$SYS_setns, R8
+	SVC
+	MOVD	R0, run_joined(R19)
+	CBNZ	R0, cloned
+clone:
 	MOVD	R20, R0
 	MOVD	R21, R1
 	MOVD	$SYS_clone3, R8
 	SVC
 	CBZ	R0, child
+	MOVD	run_join(R19), R1
+	CMN	$1, R1
+	BEQ	cloned
+	MOVD	R0, R20
+	MOVD	run_own(R19), R0
+	MOVD	$CLONE_NEWPID, R1
+	MOVD	$SYS_setns, R8
+	SVC
+	MOVD	R0, run_left(R19)
+	MOVD	R20, R0
+cloned:
 	MOVD	R0, R20
 	MOVD	$2, R0
 	MOVD	$old-8(SP), R1

@@ -3,7 +3,6 @@ package launch
 import (
 	"fmt"
 	"os"
-	"runtime"
 	"strconv"
 	"strings"
 
@@ -225,34 +224,6 @@ func writeProc(pid int, file, text string) error {
 		return &os.PathError{Op: "write", Path: name, Err: err}
 	}
 	return nil
-}
-
-// inPIDNamespace runs clone with children going to the pid namespace nsfd. Only
-// this thread's children are meant, so that the threads of this process and
-// their processes stay where they are; the Go runtime starts new threads from
-// another one while a goroutine is locked to this.
-func inPIDNamespace(nsfd int, clone func() (int, int, error)) (int, int, error) {
-	runtime.LockOSThread()
-	own, err := unix.Open("/proc/thread-self/ns/pid", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		runtime.UnlockOSThread()
-		return 0, -1, fmt.Errorf("open own pid namespace: %w", err)
-	}
-	defer unix.Close(own)
-	if err := unix.Setns(nsfd, unix.CLONE_NEWPID); err != nil {
-		runtime.UnlockOSThread()
-		return 0, -1, fmt.Errorf("join pid namespace: %w", err)
-	}
-	pid, pidfd, err := clone()
-	if back := unix.Setns(own, unix.CLONE_NEWPID); back != nil {
-		// The thread stays locked and so is used by this goroutine only.
-		if err == nil {
-			newProcess(pid, pidfd).kill()
-		}
-		return 0, -1, fmt.Errorf("leave pid namespace: %w", back)
-	}
-	runtime.UnlockOSThread()
-	return pid, pidfd, err
 }
 
 // enter appends joining the namespaces given by path, the closing of all that

@@ -19,6 +19,9 @@ const arenaSize = 4 << 20
 // many sysctls, mounts made by the child, or PATH entries.
 const maxOps = 1600
 
+// usualOps is room for the names of most programs.
+const usualOps = 200
+
 // Flags of an op; the assembly loop knows their values.
 const (
 	opIgnore  = 1 << iota // a failure is no failure
@@ -34,6 +37,9 @@ type run struct {
 	mask       uint64  // all signals
 	failed     uintptr // address of the op that failed, or 0
 	errno      uintptr
+	join, own  int   // descriptors: the pid namespace of the child, or -1, and that of this process
+	joined     int   // what entering join gave
+	left       int   // what entering own again gave
 	tid        int32 // the final process's id in the parent's pid namespace, after a second clone
 	pidfd      int32
 	args       [2]cloneArgs
@@ -98,7 +104,7 @@ func programOf(mem []byte, shareMemory bool, err error) (*program, error) {
 	if err != nil {
 		return nil, fmt.Errorf("map launch arena: %w", err)
 	}
-	p := &program{mem: mem, used: dataStart, private: shareMemory, names: make([]opName, 0, 96)}
+	p := &program{mem: mem, used: dataStart, private: shareMemory, names: make([]opName, 0, usualOps)}
 	p.run().mask = ^uint64(0)
 	return p, nil
 }
@@ -280,14 +286,20 @@ func (p *program) extend() error {
 }
 
 // clone starts the program in a new process: flags are clone3(2)'s, cgroup is
-// a cgroup v2 directory with CLONE_INTO_CGROUP or -1. It gives the pid and a
-// nonblocking pidfd. The calling goroutine must stay on its thread if that
-// thread has a pid namespace of its own for children.
-func (p *program) clone(flags uintptr, cgroup int) (pid, pidfd int, err error) {
+// a cgroup v2 directory with CLONE_INTO_CGROUP or -1, and pidNS the namespace of
+// the process or -1. It gives the pid and a nonblocking pidfd.
+func (p *program) clone(flags uintptr, cgroup, pidNS int) (pid, pidfd int, err error) {
 	if err := p.extend(); err != nil {
 		return 0, -1, err
 	}
 	r := p.run()
+	r.join, r.own = pidNS, -1
+	if pidNS >= 0 {
+		if r.own, err = unix.Open("/proc/self/ns/pid", unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
+			return 0, -1, fmt.Errorf("open own pid namespace: %w", err)
+		}
+		defer unix.Close(r.own)
+	}
 	r.args[0] = cloneArgs{
 		flags:      uint64(flags) | unix.CLONE_PIDFD | unix.CLONE_CLEAR_SIGHAND,
 		pidfd:      uint64(uintptr(unsafe.Pointer(&r.pidfd))),
@@ -298,6 +310,14 @@ func (p *program) clone(flags uintptr, cgroup int) (pid, pidfd int, err error) {
 		r.args[0].cgroup = uint64(cgroup)
 	}
 	child, errno := cloneLoop(r, &r.args[0], unsafe.Sizeof(cloneArgs{}))
+	if r.left != 0 {
+		// A thread of this process would put its children, and what the runtime
+		// starts from it, into a container's namespace.
+		panic(fmt.Sprintf("leave pid namespace: %v", unix.Errno(-r.left)))
+	}
+	if r.joined != 0 {
+		return 0, -1, fmt.Errorf("join pid namespace: %w", unix.Errno(errno))
+	}
 	if errno != 0 {
 		return 0, -1, fmt.Errorf("clone3: %w", unix.Errno(errno))
 	}
