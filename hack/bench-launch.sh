@@ -17,7 +17,7 @@ if [ "${#packages[@]}" -gt 0 ]; then
 fi
 export CGO_ENABLED=0
 mkdir -p bin
-go build -trimpath -ldflags '-s -w' -o bin/longshore-shim ./shim
+hack/build.sh
 go test -c -o bin/launch.test ./shim/launch
 gcc -O2 -static -nostdlib -ffreestanding -fno-stack-protector -o bin/clock test/bench-launch/testdata/clock.c
 (cd test && go build -o ../bin/bench-launch ./bench-launch)

@@ -79,7 +79,7 @@ func (d *decoder) fieldsOf(t reflect.Type) []field {
 		return known
 	}
 	if cap(d.all)-len(d.all) < t.NumField() {
-		d.all = make([]field, 0, max(t.NumField(), manyFields))
+		d.all = make([]field, 0, max(t.NumField(), min(manyFields, len(d.data)/32)))
 	}
 	start := len(d.all)
 	for i := range t.NumField() {

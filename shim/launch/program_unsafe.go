@@ -22,6 +22,10 @@ const maxOps = 1600
 // usualOps is room for the names of most programs.
 const usualOps = 200
 
+// nameLists are empty lists for [program.names]. One is the most that a process
+// run in a container would leave behind.
+var nameLists = sync.Pool{New: func() any { list := make([]opName, 0, usualOps); return &list }}
+
 // Flags of an op; the assembly loop knows their values.
 const (
 	opIgnore  = 1 << iota // a failure is no failure
@@ -104,7 +108,7 @@ func programOf(mem []byte, shareMemory bool, err error) (*program, error) {
 	if err != nil {
 		return nil, fmt.Errorf("map launch arena: %w", err)
 	}
-	p := &program{mem: mem, used: dataStart, private: shareMemory, names: make([]opName, 0, usualOps)}
+	p := &program{mem: mem, used: dataStart, private: shareMemory, names: *nameLists.Get().(*[]opName)}
 	p.run().mask = ^uint64(0)
 	return p, nil
 }
@@ -114,6 +118,10 @@ func (p *program) free() {
 	if p.mem != nil {
 		unix.Munmap(p.mem)
 		p.mem = nil
+		clear(p.names)
+		list := p.names[:0]
+		p.names = nil
+		nameLists.Put(&list)
 	}
 }
 
