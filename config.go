@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/longshore/longshore/engine"
 	"github.com/longshore/longshore/images"
+	"github.com/longshore/longshore/internal/systemd"
 	"github.com/pelletier/go-toml/v2"
 )
 
@@ -37,7 +39,8 @@ type StreamingConfig struct {
 
 // PodsConfig is what pods get that say nothing else.
 type PodsConfig struct {
-	CgroupParent       string   `toml:"cgroup_parent" comment:"Of pods that name none."`
+	CgroupDriver       string   `toml:"cgroup_driver" comment:"Who makes cgroups: cgroupfs, systemd, or auto for systemd where it runs."`
+	CgroupParent       string   `toml:"cgroup_parent" comment:"Of pods that name none: a path, with systemd a slice; empty: /longshore or longshore.slice."`
 	ShmSize            int64    `toml:"shm_size" comment:"Size of /dev/shm, in bytes."`
 	Seccomp            string   `toml:"seccomp" comment:"Of containers that say nothing: unconfined or runtime/default."`
 	SeccompProfileRoot string   `toml:"seccomp_profile_root" comment:"Where relative localhost profiles lie."`
@@ -74,7 +77,7 @@ func defaultConfig() Config {
 		IdleShims: 2,
 		LogLevel:  "info",
 		Streaming: StreamingConfig{Address: "127.0.0.1:0"},
-		Pods: PodsConfig{CgroupParent: "/longshore", ShmSize: 64 << 20, Seccomp: "unconfined",
+		Pods: PodsConfig{CgroupDriver: "auto", ShmSize: 64 << 20, Seccomp: "unconfined",
 			SeccompProfileRoot: "/var/lib/kubelet/seccomp", RuntimeHandlers: []string{"longshore"}},
 		Network: NetworkConfig{ConfDir: "/etc/cni/net.d", BinDirs: []string{"/opt/cni/bin"},
 			CacheDir: "/var/lib/cni", DataDir: "/var/lib/cni/networks"},
@@ -143,6 +146,14 @@ func (c *Config) check() error {
 	if c.Pods.Seccomp != "unconfined" && c.Pods.Seccomp != "runtime/default" {
 		return fmt.Errorf("configuration: pods.seccomp: %q is neither unconfined nor runtime/default", c.Pods.Seccomp)
 	}
+	if !slices.Contains([]string{"auto", "cgroupfs", "systemd"}, c.Pods.CgroupDriver) {
+		return fmt.Errorf("configuration: pods.cgroup_driver: %q is none of auto, cgroupfs and systemd", c.Pods.CgroupDriver)
+	}
+	if bySystemd, parent := c.cgroups(); bySystemd {
+		if _, err := systemd.SlicePath(filepath.Base(parent)); err != nil {
+			return fmt.Errorf("configuration: pods.cgroup_parent, with systemd as cgroup driver: %w", err)
+		}
+	}
 	if c.IdleShims < 0 {
 		return fmt.Errorf("configuration: idle_shims: %d is less than 0", c.IdleShims)
 	}
@@ -171,8 +182,21 @@ func (c *Config) shimBinary() (string, error) {
 	return filepath.Join(filepath.Dir(self), "longshore-shim"), nil
 }
 
+// cgroups says whether systemd makes cgroups, and where pods go that do not say.
+func (c *Config) cgroups() (bySystemd bool, parent string) {
+	bySystemd = c.Pods.CgroupDriver == "systemd" || c.Pods.CgroupDriver == "auto" && systemd.Running()
+	switch {
+	case c.Pods.CgroupParent != "":
+		return bySystemd, c.Pods.CgroupParent
+	case bySystemd:
+		return true, "longshore.slice"
+	}
+	return false, "/longshore"
+}
+
 func (c *Config) engine() engine.Config {
-	return engine.Config{RunDir: c.RunDir, StateDir: c.StateDir, CgroupParent: c.Pods.CgroupParent, ShmSize: c.Pods.ShmSize,
+	bySystemd, parent := c.cgroups()
+	return engine.Config{RunDir: c.RunDir, StateDir: c.StateDir, SystemdCgroups: bySystemd, CgroupParent: parent, ShmSize: c.Pods.ShmSize,
 		SeccompDefault: c.Pods.Seccomp, SeccompProfileDir: c.Pods.SeccompProfileRoot, Handlers: c.Pods.RuntimeHandlers,
 		CNI: engine.CNIConfig{ConfDir: c.Network.ConfDir, BinDirs: c.Network.BinDirs, CacheDir: c.Network.CacheDir, DataDir: c.Network.DataDir}}
 }

@@ -21,14 +21,16 @@ func write(t *testing.T, text string) string {
 
 func TestConfigErrorsNameTheLine(t *testing.T) {
 	for text, want := range map[string]string{
-		"socket = '/x'\n\nbogus = 1\n":  `line 3: unknown key "bogus"`,
-		"[pods]\nshm = 1\n":             `line 2: unknown key "pods.shm"`,
-		"idle_shims = 'two'\n":          "line 1",
-		"run_dir = 'relative'\n":        "run_dir",
-		"idle_shims = -1\n":             "idle_shims",
-		"[pods]\nseccomp = 'maybe'\n":   "pods.seccomp",
-		"socket = \n":                   "line 1",
-		"[network]\nconf_dir = 'etc'\n": "network.conf_dir",
+		"socket = '/x'\n\nbogus = 1\n":                              `line 3: unknown key "bogus"`,
+		"[pods]\nshm = 1\n":                                         `line 2: unknown key "pods.shm"`,
+		"idle_shims = 'two'\n":                                      "line 1",
+		"run_dir = 'relative'\n":                                    "run_dir",
+		"idle_shims = -1\n":                                         "idle_shims",
+		"[pods]\nseccomp = 'maybe'\n":                               "pods.seccomp",
+		"[pods]\ncgroup_driver = 'x'\n":                             "pods.cgroup_driver",
+		"[pods]\ncgroup_driver = 'systemd'\ncgroup_parent = '/a'\n": "pods.cgroup_parent",
+		"socket = \n":                                               "line 1",
+		"[network]\nconf_dir = 'etc'\n":                             "network.conf_dir",
 	} {
 		if _, err := loadConfig(write(t, text)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v, want %q", text, err, want)

@@ -7,8 +7,10 @@ type Config struct {
 	RunDir   string // records and pins; what a reboot ends
 	StateDir string // writable layers
 
-	CgroupParent string // of pods that name none
-	ShmSize      int64  // bytes of a pod's /dev/shm
+	CgroupParent string // of pods that name none; a slice's name with SystemdCgroups
+	// SystemdCgroups has systemd make the cgroups of pods.
+	SystemdCgroups bool
+	ShmSize        int64 // bytes of a pod's /dev/shm
 
 	SeccompDefault    string // of containers that say nothing: "unconfined" or "runtime/default"
 	SeccompProfileDir string // where localhost profiles may lie

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -89,9 +88,13 @@ func (e *Engine) claimPod(cfg PodConfig) (*pod, bool, error) {
 		}
 		return p, false, nil
 	}
+	slice, err := e.sliceOf(&cfg)
+	if err != nil {
+		return nil, false, err
+	}
 	id := newID()
 	p := &pod{id: id, op: newSemaphore(), settled: make(chan struct{}),
-		rec: Pod{ID: id, Config: cfg, State: PodCreating, CreatedAt: time.Now()}}
+		rec: Pod{ID: id, Config: cfg, State: PodCreating, CreatedAt: time.Now(), Slice: slice}}
 	e.pods[id], e.podKeys[cfg.PodKey] = p, p
 	return p, true, nil
 }
@@ -176,6 +179,9 @@ func (e *Engine) sandboxOf(p Pod) *api.Sandbox {
 		ID: p.ID, Dir: e.cfg.podDir(p.ID), Sysctls: cfg.Sysctls, CgroupPath: e.podCgroup(p),
 		NewNet: ns.Network != ModeHost, NewUTS: ns.Network != ModeHost, NewIPC: ns.IPC != ModeHost, NewPID: ns.PID == ModePod,
 	}
+	if p.Slice != "" {
+		s.Scope = &api.Scope{Name: scopeName(p.ID), Slice: p.Slice, Description: "pod " + cfg.Namespace + "/" + cfg.Name}
+	}
 	if s.NewUTS {
 		s.Hostname = cfg.Hostname
 	}
@@ -190,7 +196,7 @@ func (e *Engine) sandboxOf(p Pod) *api.Sandbox {
 			Conflist: p.Conflist, BinDirs: e.cfg.CNI.BinDirs, CacheDir: e.cfg.CNI.CacheDir, DataDir: e.cfg.CNI.DataDir,
 			Args: [][2]string{{"IgnoreUnknown", "1"}, {"K8S_POD_NAMESPACE", cfg.Namespace}, {"K8S_POD_NAME", cfg.Name},
 				{"K8S_POD_INFRA_CONTAINER_ID", p.ID}, {"K8S_POD_UID", cfg.UID}},
-			PortMappings: hostPorts(cfg.Ports), CgroupPath: cfg.CgroupParent,
+			PortMappings: hostPorts(cfg.Ports), CgroupPath: e.parentCgroup(p),
 		}
 	}
 	return s
@@ -215,24 +221,6 @@ func hostPorts(ports []PortMapping) []api.PortMapping {
 	return out
 }
 
-// podCgroup is a cgroup of the pod's own, for its first process and, if the
-// client names no parent, for its containers.
-func (e *Engine) podCgroup(p Pod) string {
-	parent := p.Config.CgroupParent
-	if parent == "" {
-		parent = e.cfg.CgroupParent
-	}
-	return path.Join("/", parent, p.ID)
-}
-
-// containerCgroup is where a pod's container goes.
-func (e *Engine) containerCgroup(p Pod, id string) string {
-	if p.Config.CgroupParent == "" {
-		return path.Join(e.podCgroup(p), id)
-	}
-	return path.Join("/", p.Config.CgroupParent, id)
-}
-
 // checkPod refuses what cannot be a pod.
 func (e *Engine) checkPod(cfg *PodConfig) error {
 	if cfg.Name == "" || cfg.UID == "" || cfg.Namespace == "" {
@@ -241,8 +229,8 @@ func (e *Engine) checkPod(cfg *PodConfig) error {
 	if cfg.Handler != "" && !slices.Contains(e.cfg.Handlers, cfg.Handler) {
 		return fmt.Errorf("%w: runtime handler %q is not configured; there are %q", ErrInvalid, cfg.Handler, e.cfg.Handlers)
 	}
-	if strings.Contains(cfg.CgroupParent, "..") {
-		return fmt.Errorf("%w: cgroup parent %q", ErrInvalid, cfg.CgroupParent)
+	if _, err := e.sliceOf(cfg); err != nil {
+		return err
 	}
 	for _, m := range cfg.Ports {
 		if m.HostPort < 0 || m.HostPort > 65535 || m.HostPort > 0 && (m.ContainerPort < 1 || m.ContainerPort > 65535) {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/longshore/longshore/internal/atomicfile"
+	"github.com/longshore/longshore/internal/systemd"
 	"github.com/longshore/longshore/shim/api"
 	"github.com/longshore/longshore/shim/client"
 	"golang.org/x/sys/unix"
@@ -102,6 +103,11 @@ func readPod(dir string) (Pod, error) {
 	}
 	if !known(podMoves, rec.State) {
 		return rec, fmt.Errorf("%s: the record has state %q", dir, rec.State)
+	}
+	if rec.Slice != "" {
+		if _, err := systemd.SlicePath(rec.Slice); err != nil {
+			return rec, fmt.Errorf("%s: the record has slice %w", dir, err)
+		}
 	}
 	return rec, nil
 }

@@ -127,11 +127,7 @@ func (e *Engine) PodUsage(id string) (Usage, error) {
 		return Usage{}, err
 	}
 	rec := p.snapshot()
-	path := rec.Config.CgroupParent
-	if path == "" {
-		path = e.podCgroup(rec)
-	}
-	u, err := e.groupUsage(p.id, path)
+	u, err := e.groupUsage(p.id, e.usageCgroup(rec))
 	if err != nil {
 		return Usage{}, err
 	}

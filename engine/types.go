@@ -206,6 +206,7 @@ type Pod struct {
 	CreatedAt time.Time `json:"createdAt"`
 	IPs       []string  `json:"ips,omitempty"` // the primary one first
 	InitPid   int       `json:"initPid,omitempty"`
+	Slice     string    `json:"slice,omitempty"` // systemd's, that the pod's scope is in; "" if systemd made no cgroup
 	CNIResult []byte    `json:"cniResult,omitempty"`
 	Conflist  []byte    `json:"conflist,omitempty"` // of the network it was attached to
 	Shim      string    `json:"shim,omitempty"`     // socket of the shim that works on it

@@ -40,3 +40,7 @@ say scripts
 
 say conformance
 hack/conformance.sh
+hack/conformance-oci.sh
+
+say 'a machine with cgroup v2'
+hack/test-v2.sh

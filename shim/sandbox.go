@@ -14,6 +14,7 @@ import (
 	"github.com/longshore/longshore/cni/plugin"
 	"github.com/longshore/longshore/internal/atomicfile"
 	"github.com/longshore/longshore/internal/cgroup"
+	"github.com/longshore/longshore/internal/systemd"
 	"github.com/longshore/longshore/internal/undo"
 	"github.com/longshore/longshore/shim/api"
 	"github.com/longshore/longshore/shim/launch"
@@ -85,7 +86,7 @@ func makeSandbox(ctx context.Context, sandbox *api.Sandbox) (*api.SandboxResult,
 	pid, err := launch.CreateSandbox(launch.SandboxConfig{
 		Dir: sandbox.Dir, NewNet: sandbox.NewNet, NewIPC: sandbox.NewIPC, NewUTS: sandbox.NewUTS, NewPID: sandbox.NewPID,
 		UIDMappings: idMappings(sandbox.UIDs), GIDMappings: idMappings(sandbox.GIDs),
-		Hostname: sandbox.Hostname, Sysctls: sandbox.Sysctls, CgroupPath: sandbox.CgroupPath, ShmSize: sandbox.ShmSize,
+		Hostname: sandbox.Hostname, Sysctls: sandbox.Sysctls, CgroupPath: sandbox.CgroupPath, Scope: scopeOf(sandbox), ShmSize: sandbox.ShmSize,
 	})
 	if err != nil {
 		return nil, classify(err)
@@ -128,6 +129,14 @@ func reap(pid int) {
 		got, err := unix.Wait4(pid, nil, unix.WNOHANG|unix.WALL, nil)
 		return got == pid || err != nil && err != unix.EINTR
 	})
+}
+
+// scopeOf gives the unit of the pod's cgroup, nil if systemd has none.
+func scopeOf(sandbox *api.Sandbox) *systemd.Scope {
+	if sandbox.Scope == nil {
+		return nil
+	}
+	return &systemd.Scope{Name: sandbox.Scope.Name, Slice: sandbox.Scope.Slice, Description: sandbox.Scope.Description}
 }
 
 func idMappings(maps []api.IDMap) []specs.LinuxIDMapping {
@@ -198,7 +207,7 @@ func unmakeSandbox(ctx context.Context, sandbox *api.Sandbox) error {
 			errs = append(errs, fmt.Errorf("detach pod %s from its network: %w", sandbox.ID, err))
 		}
 	}
-	if err := removeCgroup(sandbox.CgroupPath); err != nil {
+	if err := removeCgroup(ctx, sandbox); err != nil {
 		errs = append(errs, err)
 	}
 	if len(errs) > 0 {
@@ -207,9 +216,10 @@ func unmakeSandbox(ctx context.Context, sandbox *api.Sandbox) error {
 	return launch.RemoveSandbox(sandbox.Dir)
 }
 
-// removeCgroup ends what runs in the pod's cgroup, which is the first process
-// of a shared pid namespace at most, and removes it.
-func removeCgroup(path string) error {
+// removeCgroup ends what runs in the pod's cgroup, which is its first process
+// at most, and removes it.
+func removeCgroup(ctx context.Context, sandbox *api.Sandbox) error {
+	path := sandbox.CgroupPath
 	if path == "" {
 		return nil
 	}
@@ -221,10 +231,13 @@ func removeCgroup(path string) error {
 	if err := group.Kill(); err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("end the processes of %s: %w", path, err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), networkLimit)
-	defer cancel()
 	if err := group.WaitEmpty(ctx); err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("wait for the processes of %s: %w", path, err)
+	}
+	if sandbox.Scope != nil {
+		if err := systemd.StopScope(ctx, sandbox.Scope.Name); err != nil {
+			return err
+		}
 	}
 	return group.Remove()
 }

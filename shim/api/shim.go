@@ -65,8 +65,16 @@ type Sandbox struct {
 	Hostname   string            `json:"hostname,omitempty"`
 	Sysctls    map[string]string `json:"sysctls,omitempty"`
 	CgroupPath string            `json:"cgroupPath,omitempty"`
+	Scope      *Scope            `json:"scope,omitempty"`   // nil: the shim makes the cgroup
 	ShmSize    int64             `json:"shmSize,omitempty"` // bytes; 0: no shared memory mount
 	Network    *Network          `json:"network,omitempty"` // nil: no network is attached
+}
+
+// Scope is the unit by which systemd makes a sandbox's cgroup.
+type Scope struct {
+	Name        string `json:"name"`
+	Slice       string `json:"slice"`
+	Description string `json:"description"`
 }
 
 // IDMap maps a range of ids of a user namespace.

@@ -1,6 +1,7 @@
 package launch
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/longshore/longshore/internal/cgroup"
+	"github.com/longshore/longshore/internal/systemd"
 	"github.com/longshore/longshore/internal/undo"
 )
 
@@ -27,8 +29,13 @@ type SandboxConfig struct {
 	Hostname, Domainname string
 	// Sysctls are of the new namespaces only.
 	Sysctls map[string]string
-	// CgroupPath is the group of the first process; without NewPID it is unused.
+	// CgroupPath is the group of the first process; without one it is unused.
 	CgroupPath string
+	// Scope has systemd make CgroupPath, which then is the scope's: nobody else
+	// may make cgroups below its slices. A scope lasts as long as it has a
+	// process, so the pod has a first process, whether or not with NewPID; the
+	// PID is that of this one.
+	Scope *systemd.Scope
 	// ShmSize is the size of shm in bytes; 0 makes none.
 	ShmSize int64
 }
@@ -43,7 +50,7 @@ var pinned = [...]struct {
 }
 
 // CreateSandbox makes the namespaces of a pod, with the loopback device up,
-// and pins them. With NewPID it gives the id of the pod's first process: a
+// and pins them. With NewPID or Scope it gives the id of the pod's first process: a
 // launch program that never calls execve, ignores SIGCHLD, so that the kernel
 // reaps its orphans, and waits for ever. It outlives this process, has no
 // capabilities, no file but its streams and an empty root. A caller that
@@ -83,7 +90,7 @@ func createSandbox(cfg *SandboxConfig) (int, error) {
 			return 0, fmt.Errorf("mount shm: %w", err)
 		}
 	}
-	if s.flags == 0 {
+	if s.flags == 0 && !s.keeper() {
 		if len(cfg.Sysctls) > 0 || cfg.Hostname != "" || cfg.Domainname != "" {
 			return 0, fmt.Errorf("settings of a sandbox without namespaces: %w", unix.EINVAL)
 		}
@@ -94,10 +101,15 @@ func createSandbox(cfg *SandboxConfig) (int, error) {
 	if err := s.launch(&taken); err != nil {
 		return 0, err
 	}
+	if cfg.Scope != nil {
+		if err := s.enterScope(&taken); err != nil {
+			return 0, err
+		}
+	}
 	if err := s.pin(); err != nil {
 		return 0, err
 	}
-	if !cfg.NewPID {
+	if !s.keeper() {
 		return 0, nil // the process was there to make the namespaces
 	}
 	if err := s.link.open(); err != nil {
@@ -121,6 +133,37 @@ type sandbox struct {
 	flags uintptr
 	fds   fdList
 }
+
+// keeper says whether the process stays.
+func (s *sandbox) keeper() bool { return s.cfg.NewPID || s.cfg.Scope != nil }
+
+// enterScope has systemd put the process into a scope, and puts it into a
+// group of its own there: the containers' are beside it.
+func (s *sandbox) enterScope(taken *undo.Stack) error {
+	scope := *s.cfg.Scope
+	scope.PID = s.proc.pid
+	if err := systemd.StartScope(context.Background(), scope); err != nil {
+		return err
+	}
+	taken.Add(func() { _ = systemd.StopScope(context.Background(), scope.Name) }) // the first error is told
+	host, err := hostCgroups()
+	if err != nil {
+		return err
+	}
+	if host.Mode != cgroup.V2 {
+		return nil
+	}
+	group, err := host.New(s.cfg.CgroupPath+keeperGroup, nil)
+	if err != nil {
+		return err
+	}
+	return group.Add(s.proc.pid)
+}
+
+// keeperGroup is the group of the first process: containers may have groups
+// beside it, and cgroup2 hands no controller down from a group that has
+// processes.
+const keeperGroup = "/init"
 
 // shm mounts the pod's shared memory.
 func (s *sandbox) shm() error {
@@ -157,13 +200,15 @@ func (s *sandbox) launch(taken *undo.Stack) error {
 	inherited := append(std[:], s.fds.add(procfs))
 	empty := -1
 	joins := &cgroup.Joins{}
-	if cfg.NewPID {
+	if s.keeper() {
 		empty, err = newFilesystem("tmpfs", "none", []string{"size=4k", "nr_inodes=2", "mode=555"},
 			unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
 		if err != nil {
 			return fmt.Errorf("mount empty root: %w", err)
 		}
 		inherited = append(inherited, s.fds.add(empty))
+	}
+	if cfg.NewPID && cfg.Scope == nil {
 		if joins, err = sandboxJoins(cfg.CgroupPath); err != nil {
 			return err
 		}
@@ -183,7 +228,7 @@ func (s *sandbox) launch(taken *undo.Stack) error {
 	taken.Add(s.abort)
 	if err = s.program(std, procfs, empty, joins); err == nil {
 		flags := s.flags
-		if cfg.NewPID {
+		if s.keeper() {
 			flags |= unix.CLONE_NEWNS
 		}
 		err = s.launching.clone(flags, -1, into, false)
@@ -213,9 +258,7 @@ func sandboxJoins(path string) (*cgroup.Joins, error) {
 		return nil, fmt.Errorf("find cgroups: %w", err)
 	}
 	if host.Mode == cgroup.V2 {
-		// Containers may have groups below the pod's, and cgroup2 hands no
-		// controller down from a group that has processes.
-		path += "/init"
+		path += keeperGroup
 	}
 	group, err := host.New(path, nil)
 	if err != nil {
@@ -251,12 +294,12 @@ func (s *sandbox) program(std [3]int, procfs, empty int, joins *cgroup.Joins) er
 	if cfg.NewNet {
 		s.loopback()
 	}
-	if cfg.NewPID {
+	if s.keeper() {
 		s.confine(uintptr(root))
 	}
 	s.send()
 	s.wait(0)
-	if cfg.NewPID {
+	if s.keeper() {
 		s.do("close", unix.SYS_CLOSE, uintptr(s.sock))
 		s.add(opName{"pause", ""}, opRetry, unix.SYS_PPOLL, 0, 0, 0, 0, 0)
 	}

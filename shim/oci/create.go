@@ -12,6 +12,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/longshore/longshore/internal/atomicfile"
+	"github.com/longshore/longshore/internal/systemd"
 	"github.com/longshore/longshore/internal/undo"
 	"github.com/longshore/longshore/shim/launch"
 )
@@ -79,8 +80,12 @@ func (c *cli) make(id string, o createOptions, gate bool) (*container, *launch.C
 	if err != nil {
 		return nil, nil, err
 	}
-	noProcess, err := c.prepare(spec, id)
+	noProcess, err := prepare(spec)
 	if err != nil {
+		return nil, nil, err
+	}
+	var scope *systemd.Scope
+	if spec.Linux.CgroupsPath, scope, err = cgroupPath(spec.Linux.CgroupsPath, id, c.systemdCgroup); err != nil {
 		return nil, nil, err
 	}
 	if spec.Process.Terminal != (o.consoleSocket != "") && o.detach {
@@ -100,6 +105,9 @@ func (c *cli) make(id string, o createOptions, gate bool) (*container, *launch.C
 		Version: spec.Version, ID: id, Bundle: bundle, Rootfs: rootfs(bundle, spec), Created: time.Now().UTC(),
 		Owner: os.Getuid(), Cgroup: spec.Linux.CgroupsPath, NoProcess: noProcess, Annotations: spec.Annotations,
 	}
+	if scope != nil {
+		ct.Scope = scope.Name
+	}
 	if err := atomicfile.WriteJSON(ct.path(configFile), spec, atomicfile.Volatile); err != nil {
 		return nil, nil, err
 	}
@@ -116,11 +124,14 @@ func (c *cli) make(id string, o createOptions, gate bool) (*container, *launch.C
 	if gate {
 		cfg.Gate = ct.dir
 	}
-	launched, err := launch.Create(cfg)
+	launched, err := ct.launch(cfg, scope)
 	if err != nil {
 		return nil, nil, err
 	}
-	taken.Add(func() { c.warn(launched.Close()) })
+	taken.Add(func() {
+		c.warn(launched.Close())
+		c.warn(ct.leaveScope())
+	})
 	ct.Pid = launched.Init().Pid()
 	if ct.Started, err = launched.Init().StartTime(); err != nil {
 		return nil, nil, err
@@ -135,9 +146,31 @@ func (c *cli) make(id string, o createOptions, gate bool) (*container, *launch.C
 	return ct, launched, nil
 }
 
+// launch makes the container's process, in a scope of systemd if there is one.
+func (ct *container) launch(cfg launch.Config, scope *systemd.Scope) (*launch.Container, error) {
+	if scope == nil {
+		return launch.Create(cfg)
+	}
+	leave, err := enterScope(*scope)
+	if err != nil {
+		return nil, err
+	}
+	launched, err := launch.Create(cfg)
+	if left := leave(); left != nil {
+		if launched != nil {
+			left = errors.Join(left, launched.Close())
+		}
+		err = errors.Join(err, left)
+	}
+	if err != nil {
+		return nil, errors.Join(err, ct.leaveScope())
+	}
+	return launched, nil
+}
+
 // prepare completes a specification and says whether it has no process: such
 // a container can be created but not started.
-func (c *cli) prepare(spec *specs.Spec, id string) (noProcess bool, err error) {
+func prepare(spec *specs.Spec) (noProcess bool, err error) {
 	if err := checkVersion(spec.Version); err != nil {
 		return false, err
 	}
@@ -148,8 +181,7 @@ func (c *cli) prepare(spec *specs.Spec, id string) (noProcess bool, err error) {
 		spec.Process = &specs.Process{Args: []string{"/"}, Cwd: "/"}
 		noProcess = true
 	}
-	spec.Linux.CgroupsPath, err = cgroupPath(spec.Linux.CgroupsPath, id, c.systemdCgroup)
-	return noProcess, err
+	return noProcess, nil
 }
 
 // checkVersion takes what is compatible with the specification this is
@@ -173,58 +205,18 @@ func rootfs(bundle string, spec *specs.Spec) string {
 	return filepath.Join(bundle, dir)
 }
 
-// cgroupPath gives the path of the container's cgroup. With systemd's naming,
-// "slice:prefix:name", it is where systemd would put the scope; the group is
-// made without asking systemd.
-func cgroupPath(path, id string, systemd bool) (string, error) {
+// cgroupPath gives the path of the container's cgroup, and the scope that
+// systemd has to make for it, if it has to.
+func cgroupPath(path, id string, bySystemd bool) (string, *systemd.Scope, error) {
 	switch {
-	case path == "":
-		return "/longshore/" + id, nil
-	case !systemd:
-		return path, nil
-	}
-	parts := strings.Split(path, ":")
-	if len(parts) != 3 {
-		return "", fmt.Errorf("linux.cgroupsPath %q is not slice:prefix:name", path)
-	}
-	slice, prefix, name := parts[0], parts[1], parts[2]
-	if strings.Contains(prefix+name, "/") || name == "" {
-		return "", fmt.Errorf("linux.cgroupsPath %q: prefix and name are one name of a directory", path)
-	}
-	if slice == "" {
-		slice = "system.slice"
-	}
-	dir, err := expandSlice(slice)
-	if err != nil {
-		return "", err
-	}
-	if prefix != "" {
-		name = prefix + "-" + name
-	}
-	if !strings.HasSuffix(name, ".slice") {
-		name += ".scope"
-	}
-	return dir + "/" + name, nil
-}
-
-// expandSlice gives the path of a slice: a-b.slice is in a.slice
-// (systemd.slice(5)).
-func expandSlice(slice string) (string, error) {
-	name, ok := strings.CutSuffix(slice, ".slice")
-	if !ok || name == "" || strings.Contains(name, "/") {
-		return "", fmt.Errorf("linux.cgroupsPath: slice %q", slice)
-	}
-	if name == "-" {
-		return "", nil
-	}
-	path, sofar := "", ""
-	for part := range strings.SplitSeq(name, "-") {
-		if part == "" {
-			return "", fmt.Errorf("linux.cgroupsPath: slice %q", slice)
+	case bySystemd:
+		scope, path, err := scopeOf(path, id)
+		if scope != nil {
+			path += containerGroup
 		}
-		sofar += part
-		path += "/" + sofar + ".slice"
-		sofar += "-"
+		return path, scope, err
+	case path == "":
+		return "/longshore/" + id, nil, nil
 	}
-	return path, nil
+	return path, nil, nil
 }

@@ -257,6 +257,9 @@ func (c *cli) giveBack(ct *container, launched *launch.Container) error {
 	if err := group.Remove(); err != nil {
 		return err
 	}
+	if err := ct.leaveScope(); err != nil {
+		return err
+	}
 	return ct.remove()
 }
 

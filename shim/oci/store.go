@@ -46,6 +46,7 @@ type record struct {
 	Created     time.Time         `json:"created"`
 	Owner       int               `json:"owner"` // user id
 	Cgroup      string            `json:"cgroup"`
+	Scope       string            `json:"scope,omitempty"`     // systemd's, that the cgroup is in
 	NoProcess   bool              `json:"noProcess,omitempty"` // none to start
 	Annotations map[string]string `json:"annotations,omitempty"`
 }

@@ -418,7 +418,15 @@ func rotate(s *session, ctx context.Context, args []string, out io.Writer) error
 	return reopen(s, ctx, args, out)
 }
 
+// status [config] tells the runtime's state, or what kubelet takes from it.
 func statusOf(s *session, ctx context.Context, args []string, out io.Writer) error {
+	if len(args) > 0 && args[0] == "config" {
+		resp, err := s.node.Runtime.RuntimeConfig(ctx, &runtimeapi.RuntimeConfigRequest{})
+		if err != nil {
+			return err
+		}
+		return printJSON(out, resp)
+	}
 	resp, err := s.node.Runtime.Status(ctx, &runtimeapi.StatusRequest{Verbose: len(args) > 0})
 	if err != nil {
 		return err

@@ -88,10 +88,14 @@ func TestScripts(t *testing.T) {
 }
 
 // condition tells scripts what the host is: cgroup2 where no hierarchy of
-// version 1 is mounted.
+// version 1 is mounted, systemd where it is the first process.
 func condition(name string) (bool, error) {
-	if name == "cgroup2" {
+	switch name {
+	case "cgroup2":
 		return onCgroup2()
+	case "systemd":
+		_, err := os.Stat("/run/systemd/system")
+		return err == nil, nil
 	}
 	return false, fmt.Errorf("unknown condition %q", name)
 }

@@ -40,7 +40,7 @@ func New(dir, bin string) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &Node{Dir: dir, Run: filepath.Join(dir, "run"), Bin: bin, Room: room, Cgroup: "longshore-test-" + strings.ReplaceAll(filepath.Base(dir), "/", "-") + fmt.Sprint(os.Getpid())}
+	n := &Node{Dir: dir, Run: filepath.Join(dir, "run"), Bin: bin, Room: room, Cgroup: cgroupParent(dir)}
 	for _, sub := range []string{"run", "lib", "net.d", "logs"} {
 		if err := os.MkdirAll(n.Path(sub), 0o755); err != nil {
 			return nil, err
@@ -53,6 +53,16 @@ func New(dir, bin string) (*Node, error) {
 	}
 	n.conn, n.Runtime, n.Images = conn, runtimeapi.NewRuntimeServiceClient(conn), runtimeapi.NewImageServiceClient(conn)
 	return n, nil
+}
+
+// cgroupParent is a name that no other node has: with systemd, which makes the
+// pods' cgroups where it runs, that of a slice.
+func cgroupParent(dir string) string {
+	name := fmt.Sprintf("longshore_test_%s_%d", strings.ReplaceAll(filepath.Base(dir), "-", "_"), os.Getpid())
+	if _, err := os.Stat("/run/systemd/system"); err == nil {
+		name += ".slice"
+	}
+	return name
 }
 
 // Path gives a path below the node's directory.
