@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/longshore/longshore/engine"
 	"github.com/longshore/longshore/images"
@@ -33,8 +34,23 @@ type Config struct {
 // StreamingConfig is about exec, attach and port-forward.
 type StreamingConfig struct {
 	Address  string `toml:"address" comment:"Host and port; port 0 takes a free one."`
-	CertFile string `toml:"cert_file" comment:"A certificate makes the server speak TLS."`
+	CertFile string `toml:"cert_file" comment:"A certificate makes the server speak TLS; it is read again when it has changed."`
 	KeyFile  string `toml:"key_file"`
+
+	IdleTimeout Duration `toml:"idle_timeout" comment:"A stream that carries nothing for so long is closed, and so is one whose client takes nothing."`
+}
+
+// Duration is a time span as a configuration writes it: 90s, 4h.
+type Duration time.Duration
+
+// MarshalText implements [encoding.TextMarshaler].
+func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+
+// UnmarshalText implements [encoding.TextUnmarshaler].
+func (d *Duration) UnmarshalText(text []byte) error {
+	span, err := time.ParseDuration(string(text))
+	*d = Duration(span)
+	return err
 }
 
 // PodsConfig is what pods get that say nothing else.
@@ -76,7 +92,7 @@ func defaultConfig() Config {
 		StateDir:  "/var/lib/longshore",
 		IdleShims: 2,
 		LogLevel:  "info",
-		Streaming: StreamingConfig{Address: "127.0.0.1:0"},
+		Streaming: StreamingConfig{Address: "127.0.0.1:0", IdleTimeout: Duration(4 * time.Hour)},
 		Pods: PodsConfig{CgroupDriver: "auto", ShmSize: 64 << 20, Seccomp: "unconfined",
 			SeccompProfileRoot: "/var/lib/kubelet/seccomp", RuntimeHandlers: []string{"longshore"}},
 		Network: NetworkConfig{ConfDir: "/etc/cni/net.d", BinDirs: []string{"/opt/cni/bin"},
@@ -153,6 +169,12 @@ func (c *Config) check() error {
 		if _, err := systemd.SlicePath(filepath.Base(parent)); err != nil {
 			return fmt.Errorf("configuration: pods.cgroup_parent, with systemd as cgroup driver: %w", err)
 		}
+	}
+	if (c.Streaming.CertFile == "") != (c.Streaming.KeyFile == "") {
+		return errors.New("configuration: streaming: cert_file and key_file need each other")
+	}
+	if c.Streaming.IdleTimeout <= 0 {
+		return fmt.Errorf("configuration: streaming.idle_timeout: %v is not more than 0", time.Duration(c.Streaming.IdleTimeout))
 	}
 	if c.IdleShims < 0 {
 		return fmt.Errorf("configuration: idle_shims: %d is less than 0", c.IdleShims)

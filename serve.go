@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -10,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/longshore/longshore/cri"
 	"github.com/longshore/longshore/cri/stream"
@@ -66,7 +66,7 @@ func serve(ctx context.Context, cfg *Config) error {
 	if err := e.Recover(ctx); err != nil {
 		return fmt.Errorf("recover: %w", err)
 	}
-	streams, err := newStreams(&cfg.Streaming, e)
+	streams, err := newStreams(&cfg.Streaming, e, log)
 	if err != nil {
 		return err
 	}
@@ -95,16 +95,15 @@ func serveUntil(ctx context.Context, server *grpc.Server, l net.Listener, stream
 	return closeErr
 }
 
-func newStreams(cfg *StreamingConfig, e *engine.Engine) (*stream.Server, error) {
-	var certificates *tls.Config
+func newStreams(cfg *StreamingConfig, e *engine.Engine, log *slog.Logger) (*stream.Server, error) {
+	out := stream.Config{Address: cfg.Address, Idle: time.Duration(cfg.IdleTimeout)}
 	if cfg.CertFile != "" {
-		pair, err := tls.LoadX509KeyPair(cfg.CertFile, cfg.KeyFile)
-		if err != nil {
+		var err error
+		if out.Certificates, err = stream.Certificates(cfg.CertFile, cfg.KeyFile, log); err != nil {
 			return nil, fmt.Errorf("streaming server: %w", err)
 		}
-		certificates = &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}
 	}
-	return stream.Listen(cfg.Address, certificates, e)
+	return stream.Listen(out, e)
 }
 
 // listen makes the socket. One that a dead daemon left is replaced; one that

@@ -166,8 +166,8 @@ func TestCappedKeepsTheBeginning(t *testing.T) {
 			t.Fatalf("Write = %d, %v", n, err)
 		}
 	}
-	if !bytes.Equal(c.Bytes(), []byte("abcde")) {
-		t.Errorf("kept %q", c.Bytes())
+	if !bytes.Equal(c.kept.Bytes(), []byte("abcde")) {
+		t.Errorf("kept %q", c.kept.Bytes())
 	}
 }
 

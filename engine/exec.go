@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -41,8 +42,9 @@ const maxExecOutput = 16 << 20
 const drainLimit = time.Second
 
 // ExecSync runs a command in a container and gives its output and exit code.
-// After timeout, if it is not zero, the command is killed and the error is
-// [ErrTimeout].
+// After timeout, if it is not zero, or when ctx ends, the command is killed
+// with everything that it has left running, and the error is [ErrTimeout] or
+// the cause of ctx.
 func (e *Engine) ExecSync(ctx context.Context, id string, cmd []string, timeout time.Duration) (stdout, stderr []byte, code int, err error) {
 	if timeout > 0 {
 		var cancel context.CancelFunc
@@ -50,47 +52,59 @@ func (e *Engine) ExecSync(ctx context.Context, id string, cmd []string, timeout 
 		defer cancel()
 	}
 	out, errOut := &capped{max: maxExecOutput}, &capped{max: maxExecOutput}
-	code, err = e.Exec(ctx, id, cmd, Streams{Stdout: out, Stderr: errOut})
-	return out.Bytes(), errOut.Bytes(), code, err
+	run, err := e.execution(id, cmd, false)
+	if err != nil {
+		return nil, nil, 0, err
+	}
+	run.tree = true
+	code, err = run.run(ctx, Streams{Stdout: out, Stderr: errOut})
+	return out.kept.Bytes(), errOut.kept.Bytes(), code, err
 }
 
-// capped keeps the first bytes written and drops the rest.
+// capped keeps the first bytes written and drops the rest. The buffer is no
+// embedded one: that would bring a ReadFrom that knows no bound.
 type capped struct {
-	bytes.Buffer
-	max int
+	kept bytes.Buffer
+	max  int
 }
 
 func (c *capped) Write(p []byte) (int, error) {
-	if room := c.max - c.Len(); room < len(p) {
-		c.Buffer.Write(p[:room])
-		return len(p), nil
-	}
-	return c.Buffer.Write(p)
+	c.kept.Write(p[:min(len(p), c.max-c.kept.Len())])
+	return len(p), nil
 }
 
 // Exec runs a command in a container with the client's streams, and gives its
-// exit code. If ctx ends first the command is killed.
+// exit code. If ctx ends first the client is gone: the command's terminal hangs
+// up, or its streams are closed at our end, and it is left alone.
 func (e *Engine) Exec(ctx context.Context, id string, cmd []string, s Streams) (int, error) {
-	c, err := e.findContainer(id)
+	run, err := e.execution(id, cmd, s.TTY)
 	if err != nil {
 		return 0, err
 	}
+	return run.run(ctx, s)
+}
+
+// execution prepares a command.
+func (e *Engine) execution(id string, cmd []string, tty bool) (*execution, error) {
+	c, err := e.findContainer(id)
+	if err != nil {
+		return nil, err
+	}
 	if len(cmd) == 0 {
-		return 0, fmt.Errorf("exec in container %s: %w: no command", c.id, ErrInvalid)
+		return nil, fmt.Errorf("exec in container %s: %w: no command", c.id, ErrInvalid)
 	}
 	if state := c.snapshot().State; state != ContainerRunning {
-		return 0, fmt.Errorf("exec in container %s: %w: it is %s", c.id, ErrState, state)
+		return nil, fmt.Errorf("exec in container %s: %w: it is %s", c.id, ErrState, state)
 	}
 	shim, err := c.connection()
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	process, err := e.execProcess(c, cmd, s.TTY)
+	process, err := e.execProcess(c, cmd, tty)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	run := &execution{shim: shim, id: c.id, execID: newID()[:16]}
-	return run.run(ctx, process, s)
+	return &execution{shim: shim, id: c.id, execID: newID()[:16], process: process}, nil
 }
 
 // execProcess gives the container's process with another command.
@@ -116,30 +130,35 @@ func (e *Engine) execProcess(c *container, cmd []string, tty bool) ([]byte, erro
 type execution struct {
 	shim       *client.Shim
 	id, execID string
+	process    []byte         // of the OCI, as JSON
+	tree       bool           // ends with what it has left behind, if it does not end in time
 	copies     sync.WaitGroup // of output
 	open       []*os.File     // the daemon's ends, closed at the end
 }
 
-func (x *execution) run(ctx context.Context, process []byte, s Streams) (int, error) {
+func (x *execution) run(ctx context.Context, s Streams) (int, error) {
 	defer x.close()
 	child, err := x.pipes(s)
 	if err != nil {
 		return 0, err
 	}
-	master, err := x.shim.Run(ctx, x.id, x.execID, process, child)
+	master, err := x.shim.Run(ctx, x.id, x.execID, x.process, child, x.tree)
 	closeFiles(child.In, child.Out, child.Err)
 	if err != nil {
+		if ctx.Err() != nil {
+			err = errors.Join(context.Cause(ctx), x.leave(ctx))
+		}
 		return 0, fmt.Errorf("exec: %w", err)
 	}
 	if master != nil {
-		x.terminal(ctx, master, s)
+		x.terminal(master, s)
 	}
 	exit, err := x.shim.Wait(ctx, x.id, x.execID)
 	if err != nil {
 		if ctx.Err() != nil {
-			err = context.Cause(ctx)
+			err = errors.Join(context.Cause(ctx), x.leave(ctx))
 		}
-		return 0, errors.Join(err, x.end(ctx))
+		return 0, err
 	}
 	x.drain()
 	return exit.Code, nil
@@ -148,12 +167,16 @@ func (x *execution) run(ctx context.Context, process []byte, s Streams) (int, er
 // endLimit bounds the wait for a command that was killed.
 const endLimit = 10 * time.Second
 
-// end kills the command and waits until it is gone: who is told that it ran
-// out of time shall not find it still running.
-func (x *execution) end(ctx context.Context) error {
+// leave ends a command that nobody waits for any more: who is told that it ran
+// out of time shall not find it, nor anything of it, still running. A command
+// with a client's streams notices by them that the client is gone.
+func (x *execution) leave(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endLimit)
 	defer cancel()
-	if err := ignoreGone(x.shim.Kill(ctx, x.id, x.execID, unix.SIGKILL, false)); err != nil {
+	if !x.tree {
+		return ignoreGone(x.shim.Forget(ctx, x.id, x.execID))
+	}
+	if err := ignoreGone(x.shim.Kill(ctx, x.id, x.execID, unix.SIGKILL, true)); err != nil {
 		return fmt.Errorf("kill the command: %w", err)
 	}
 	_, err := x.shim.Wait(ctx, x.id, x.execID)
@@ -202,11 +225,49 @@ func (x *execution) output(w io.Writer) (*os.File, error) {
 	return child, nil
 }
 
-// copyAll copies until r ends; a client that takes no more does not stop the
-// process.
-func copyAll(w io.Writer, r io.Reader) {
-	if _, err := io.Copy(w, r); err != nil {
-		_, _ = io.Copy(io.Discard, r)
+// pipeSize is what a pipe holds, in bytes, unless it is told otherwise (pipe(7)).
+const pipeSize = 64 << 10
+
+// copyBuffers are those of copies under way.
+var copyBuffers = sync.Pool{New: func() any { return new([32 << 10]byte) }}
+
+// copyAll copies until r ends, or until its deadline and what r holds then. A
+// client that takes no more does not stop the process.
+func copyAll(w io.Writer, r *os.File) {
+	buf := copyBuffers.Get().(*[32 << 10]byte)
+	defer copyBuffers.Put(buf)
+	for {
+		n, err := r.Read(buf[:])
+		if n > 0 {
+			if _, err := w.Write(buf[:n]); err != nil {
+				w = io.Discard
+			}
+		}
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			copyRest(w, r, buf[:])
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// copyRest copies what a pipe holds, which a slow client may not have got by the
+// deadline. It is bounded, for whoever holds the other end may go on writing.
+func copyRest(w io.Writer, r *os.File, buf []byte) {
+	raw, err := r.SyscallConn()
+	if err != nil {
+		return
+	}
+	for left := pipeSize; left > 0; {
+		n := 0
+		if err := raw.Control(func(fd uintptr) { n, _ = unix.Read(int(fd), buf[:min(left, len(buf))]) }); err != nil || n <= 0 {
+			return
+		}
+		if _, err := w.Write(buf[:n]); err != nil {
+			return
+		}
+		left -= n
 	}
 }
 
@@ -225,8 +286,9 @@ func (x *execution) pipe(ours int) (child, own *os.File, err error) {
 	return os.NewFile(uintptr(fds[1-ours]), "exec"), own, nil
 }
 
-// terminal copies both ways between the client and the terminal's master.
-func (x *execution) terminal(ctx context.Context, master *os.File, s Streams) {
+// terminal copies both ways between the client and the terminal's master. All
+// of it ends when the master is closed, or the client's streams.
+func (x *execution) terminal(master *os.File, s Streams) {
 	x.open = append(x.open, master)
 	if s.Stdout != nil {
 		x.copies.Go(func() { copyAll(s.Stdout, master) })
@@ -235,11 +297,27 @@ func (x *execution) terminal(ctx context.Context, master *os.File, s Streams) {
 		go func() { _, _ = io.Copy(master, s.Stdin) }()
 	}
 	if s.Resize != nil {
-		go x.resize(ctx, s.Resize)
+		go func() {
+			for size := range s.Resize {
+				_ = resizeTerminal(master, size) // it may have hung up
+			}
+		}()
 	}
 }
 
-// resize follows the client's terminal until it has gone.
+func resizeTerminal(master *os.File, size Size) error {
+	raw, err := master.SyscallConn()
+	if err != nil {
+		return err
+	}
+	controlErr := raw.Control(func(fd uintptr) {
+		err = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Col: size.Width, Row: size.Height})
+	})
+	return errors.Join(controlErr, err)
+}
+
+// resize follows the client's terminal with that of a container, until the
+// client has gone.
 func (x *execution) resize(ctx context.Context, sizes <-chan Size) {
 	for size := range sizes {
 		_ = x.shim.Resize(ctx, x.id, x.execID, size.Width, size.Height) // the process may have ended
@@ -361,19 +439,24 @@ func (e *Engine) PortForward(ctx context.Context, podID string, port int, stream
 	if rec.Config.Namespaces.Network != ModeHost {
 		netns = filepath.Join(e.cfg.podDir(p.id), "net")
 	}
-	return e.workers.with(func(s *client.Shim) error { return forward(ctx, s, netns, port, stream) })
+	var conn net.Conn
+	err = e.workers.with(func(s *client.Shim) (err error) {
+		conn, err = s.Connect(ctx, netns, port)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return join(ctx, conn, stream)
 }
 
 // closeWriter is a stream that can say that no more will come.
 type closeWriter interface{ CloseWrite() error }
 
-func forward(ctx context.Context, s *client.Shim, netns string, port int, stream io.ReadWriteCloser) error {
-	conn, err := s.Connect(ctx, netns, port)
-	if err != nil {
-		return err
-	}
+// join copies both ways until both have ended or ctx has.
+func join(ctx context.Context, conn net.Conn, stream io.ReadWriteCloser) error {
 	defer conn.Close()
-	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	stop := context.AfterFunc(ctx, func() { conn.Close(); stream.Close() })
 	defer stop()
 	sent := make(chan struct{})
 	go func() {
@@ -383,10 +466,10 @@ func forward(ctx context.Context, s *client.Shim, netns string, port int, stream
 			_ = half.CloseWrite()
 		}
 	}()
-	_, err = io.Copy(stream, conn)
-	stream.Close() // ends the other direction
+	_, err := io.Copy(stream, conn)
+	stream.Close() // says that the pod has closed its side
 	<-sent
-	if errors.Is(err, unix.ECONNRESET) {
+	if ctx.Err() != nil || errors.Is(err, unix.ECONNRESET) {
 		return nil
 	}
 	return err

@@ -40,6 +40,8 @@ say scripts
 
 say conformance
 hack/conformance.sh
+say 'conformance of streaming over WebSockets'
+hack/conformance.sh -focus Streaming -- -websocket-exec -websocket-attach -websocket-portforward
 hack/conformance-oci.sh
 
 say 'a machine with cgroup v2'

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/longshore/longshore/internal/atomicfile"
+	"github.com/longshore/longshore/internal/cgroup"
 	"github.com/longshore/longshore/internal/leanjson"
 	"github.com/longshore/longshore/internal/undo"
 	"github.com/longshore/longshore/shim/api"
@@ -25,6 +26,7 @@ type container struct {
 
 	mu     sync.Mutex // guards all below
 	execs  map[string]*process
+	stale  []*cgroup.Group // of processes that have ended and left others running
 	paused bool
 }
 
@@ -168,6 +170,9 @@ func (c *container) delete(p *process) error {
 		<-p.done
 	case p != c.init && p.status() == api.StatusCreated:
 		p.finish(api.Exit{})
+	case p.transient && !p.ended():
+		c.forget(p)
+		return nil
 	case !p.ended():
 		return api.Errorf(api.CodeFailedPrecondition, "process of container %s is running", c.id)
 	}
@@ -183,14 +188,36 @@ func (c *container) delete(p *process) error {
 	return nil
 }
 
-// forget drops a process of Run, which nobody deletes, once its end is told.
+// forget drops a process of Run once its end is told, or when nobody wants to
+// know it any more. It goes on.
 func (c *container) forget(p *process) {
 	if !p.transient {
 		return
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	delete(c.execs, p.execID)
+	if c.execs[p.execID] == p {
+		delete(c.execs, p.execID)
+		close(p.left)
+	}
+}
+
+// dropGroup removes the group of a process that has ended. One in which others
+// live on is tried again when the next process ends, and goes with the container
+// at the latest.
+func (c *container) dropGroup(p *process) {
+	if p.group == nil {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	groups := append(c.stale, p.group)
+	c.stale = nil
+	for _, g := range groups {
+		if err := g.Remove(); errors.Is(err, unix.EBUSY) {
+			c.stale = append(c.stale, g)
+		}
+	}
 }
 
 func (c *container) setPaused(paused bool) {

@@ -57,29 +57,34 @@ func (c *container) startExec(p *process) error {
 // runExec runs a registered process and watches it. A process that cannot be
 // run is finished with the code a shell would give.
 func (c *container) runExec(p *process, io launch.Stdio) error {
-	proc, err := c.launched.Exec(p.spec, io)
+	proc, err := c.launched.ExecIn(p.spec, io, p.group)
 	if err != nil {
 		p.finish(api.Exit{Code: 126, Message: err.Error()})
 		p.streams.abandon()
+		c.dropGroup(p)
 		c.mu.Lock()
 		delete(c.execs, p.execID)
 		c.mu.Unlock()
 		return classify(err)
 	}
 	p.begin(proc, api.StatusRunning)
-	go func() {
-		status, err := proc.Wait()
-		exit := exitOf(proc.Pid(), status, err)
-		if err := p.drain(); err != nil {
-			exit.Message = err.Error()
-		}
-		p.finish(exit)
-	}()
+	go c.watchExec(p, proc)
 	return nil
 }
 
+// watchExec ends with the process and its output.
+func (c *container) watchExec(p *process, proc *launch.Process) {
+	status, err := proc.Wait()
+	exit := exitOf(proc.Pid(), status, err)
+	if err := p.drain(); err != nil {
+		exit.Message = err.Error()
+	}
+	p.finish(exit)
+	c.dropGroup(p)
+}
+
 // run is the method Run: a process whose stdio the daemon holds.
-func (s *service) run(_ context.Context, decode func(any) error, files *api.Files) (any, error) {
+func (s *service) run(ctx context.Context, decode func(any) error, files *api.Files) (any, error) {
 	var req api.RunRequest
 	if err := decode(&req); err != nil {
 		return nil, err
@@ -98,48 +103,52 @@ func (s *service) run(_ context.Context, decode func(any) error, files *api.File
 	io := launch.Stdio{Stdin: take(files, req.Stdin), Stdout: take(files, req.Stdout), Stderr: take(files, req.Stderr)}
 	defer closeAll(io.Stdin, io.Stdout, io.Stderr)
 	p := newProcess(req.ExecID, &streams{})
-	p.spec, p.transient, p.terminal = spec, true, spec.Terminal
-	if err := c.register(p); err != nil {
-		return nil, err
-	}
-	if !spec.Terminal {
-		p.move(api.StatusCreated, api.StatusRunning)
-		if err := c.runExec(p, io); err != nil {
+	p.spec, p.transient, p.state = spec, true, api.StatusRunning
+	if req.Tree {
+		if p.group, err = c.launched.Cgroup().Child("exec-" + req.ExecID); err != nil {
 			return nil, err
 		}
-		return &api.RunResponse{Pid: uint32(p.pid())}, nil
 	}
-	return s.runTerminal(c, p, files)
+	if err := c.register(p); err != nil {
+		c.dropGroup(p)
+		return nil, err
+	}
+	run := c.runExec
+	if spec.Terminal {
+		run = func(p *process, _ launch.Stdio) error { return c.runTerminal(p, files) }
+	}
+	if err := run(p, io); err != nil {
+		return nil, err
+	}
+	if ctx.Err() != nil { // nobody will wait for it
+		c.forget(p)
+		return nil, p.killTree()
+	}
+	return &api.RunResponse{Pid: uint32(p.pid())}, nil
 }
 
 // runTerminal hands the terminal's master to the daemon and keeps no copy of
-// it, save for resizing.
-func (s *service) runTerminal(c *container, p *process, files *api.Files) (any, error) {
-	p.move(api.StatusCreated, api.StatusRunning)
-	proc, err := c.launched.Exec(p.spec, launch.Stdio{})
+// it: when the daemon lets go, the terminal hangs up.
+func (c *container) runTerminal(p *process, files *api.Files) error {
+	proc, err := c.launched.ExecIn(p.spec, launch.Stdio{}, p.group)
 	if err != nil {
 		p.finish(api.Exit{Code: 126, Message: err.Error()})
+		c.dropGroup(p)
 		c.forget(p)
-		return nil, classify(err)
+		return classify(err)
 	}
-	master, err := unix.FcntlInt(proc.Console().Fd(), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("share the terminal: %w", err)
-	}
-	files.Out = []int{master}
 	p.mu.Lock()
 	p.proc = proc
 	p.mu.Unlock()
-	p.streams.mu.Lock()
-	p.streams.console = proc.Console()
-	p.streams.mu.Unlock()
-	go func() {
-		status, err := proc.Wait()
-		exit := exitOf(proc.Pid(), status, err)
-		p.streams.drain()
-		p.finish(exit)
-	}()
-	return &api.RunResponse{Pid: uint32(proc.Pid())}, nil
+	master, err := unix.FcntlInt(proc.Console().Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	proc.Console().Close()
+	go c.watchExec(p, proc)
+	if err != nil {
+		c.forget(p) // it ends with its terminal
+		return fmt.Errorf("share the terminal: %w", err)
+	}
+	files.Out = []int{master}
+	return nil
 }
 
 // take gives the next descriptor of a call as a file, if it is wanted.

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"sync"
 	"time"
 
+	"github.com/longshore/longshore/internal/cgroup"
 	"github.com/longshore/longshore/shim/api"
 	"github.com/longshore/longshore/shim/launch"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -17,9 +19,10 @@ type process struct {
 	streams   *streams
 	transient bool           // made by Run: dropped once its end is told
 	spec      *specs.Process // of an exec that waits for Start
-	terminal  bool
-	done      chan struct{} // closed once exit is set
-	exit      api.Exit      // valid after done
+	group     *cgroup.Group  // of its own, below the container's; nil: none
+	left      chan struct{}  // closed when nobody waits for it any more
+	done      chan struct{}  // closed once exit is set
+	exit      api.Exit       // valid after done
 
 	mu    sync.Mutex // guards all below
 	state api.Status
@@ -27,7 +30,7 @@ type process struct {
 }
 
 func newProcess(execID string, s *streams) *process {
-	return &process{execID: execID, streams: s, done: make(chan struct{}), state: api.StatusCreated}
+	return &process{execID: execID, streams: s, done: make(chan struct{}), left: make(chan struct{}), state: api.StatusCreated}
 }
 
 // begin says that the process exists; its output is copied from now on.
@@ -100,6 +103,20 @@ func (p *process) signal(sig unix.Signal) error {
 		return err
 	}
 	return nil
+}
+
+// treeLimit bounds the wait for the end of processes that were killed: one in
+// uninterruptible sleep does not end.
+const treeLimit = 2 * time.Second
+
+// killTree ends the process and what it has left behind, and waits for that.
+func (p *process) killTree() error {
+	if p.group == nil {
+		return p.signal(unix.SIGKILL)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), treeLimit)
+	defer cancel()
+	return errors.Join(p.group.Kill(), p.group.WaitEmpty(ctx))
 }
 
 func (p *process) resize(width, height uint16) error { return p.streams.resize(width, height) }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -161,7 +162,12 @@ func (s *service) wait(ctx context.Context, decode func(any) error, _ *api.Files
 	case <-p.done:
 		c.forget(p)
 		return &api.WaitResponse{ExitStatus: uint32(p.exit.Code), ExitedAt: p.exitedAt()}, nil
+	case <-p.left:
+		return nil, api.Errorf(api.CodeNotFound, "process %q of container %s was given up", p.execID, c.id)
 	case <-ctx.Done():
+		if errors.Is(ctx.Err(), context.Canceled) {
+			c.forget(p) // who ran it has hung up
+		}
 		return nil, api.Errorf(api.CodeDeadlineExceeded, "wait for %s: %v", c.id, ctx.Err())
 	}
 }
@@ -192,9 +198,12 @@ func (s *service) kill(_ context.Context, decode func(any) error, _ *api.Files) 
 	if err != nil {
 		return nil, err
 	}
-	if req.All && unix.Signal(req.Signal) == unix.SIGKILL && p == c.init {
+	switch all := req.All && unix.Signal(req.Signal) == unix.SIGKILL; {
+	case all && p == c.init:
 		err = c.killAll()
-	} else {
+	case all:
+		err = p.killTree()
+	default:
 		err = p.signal(unix.Signal(req.Signal))
 	}
 	return &api.Empty{}, err

@@ -1,6 +1,15 @@
-// Package stream serves exec, attach and port-forward to kubelet and crictl
-// over SPDY and WebSockets. A [Server] owns its listener; the protocol is that
-// of k8s.io/cri-streaming.
+// Package stream serves exec, attach and port-forward to kubelet and crictl.
+// A [Server] owns its listener, its tokens and every connection; what a
+// connection asks for is done by the engine.
+//
+// SPDY and the WebSocket protocols up to version 4 are those of
+// k8s.io/cri-streaming. Version 5 of the remote command protocol, which can
+// close stdin alone, and SPDY tunnelled through a WebSocket are made here on
+// the pieces of k8s.io/streaming.
+//
+// Invariant: the context of a request ends when its client is gone, and the
+// connection is closed when the context ends. So nothing waits for a client
+// that is no more.
 package stream
 
 import (
@@ -12,41 +21,84 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"sync"
+	"time"
 
 	"github.com/longshore/longshore/engine"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
-	"k8s.io/cri-streaming/pkg/streaming"
+	"k8s.io/cri-streaming/pkg/streaming/portforward"
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
+	"k8s.io/streaming/pkg/httpstream/wsstream"
 )
+
+const (
+	// creationLimit is how long a SPDY client may take to open its streams, as
+	// in kubelet.
+	creationLimit = remotecommand.DefaultStreamCreationTimeout
+	// headerLimit is how long a client may take to send its request.
+	headerLimit = 10 * time.Second
+	// maxHeader bounds a request's header, in bytes.
+	maxHeader = 64 << 10
+)
+
+// Config is what a server needs to know.
+type Config struct {
+	// Address is the host and port to listen on; port 0 takes a free one.
+	Address string
+	// Certificates makes the server speak TLS; nil: it does not.
+	Certificates *tls.Config
+	// Idle is how long a connection may carry nothing, and a client take
+	// nothing of what is sent to it, before it is closed.
+	Idle time.Duration
+}
+
+// runner is what the server needs of the engine.
+type runner interface {
+	Exec(ctx context.Context, id string, cmd []string, s engine.Streams) (int, error)
+	Attach(ctx context.Context, id string, s engine.Streams) error
+	PortForward(ctx context.Context, podID string, port int, stream io.ReadWriteCloser) error
+}
 
 // Server hands out URLs and serves them.
 type Server struct {
-	streams  streaming.Server
+	runner   runner
+	tokens   tokens
+	idle     time.Duration
+	base     url.URL
 	listener net.Listener
 	http     http.Server
+
+	life context.Context // ends with the server, and every stream with it
+	stop context.CancelFunc
+
+	mu      sync.Mutex // guards closed, and serving against growing after it
+	closed  bool
+	serving sync.WaitGroup
 }
 
-// Listen makes a server on address, a host and port of which the port may be
-// 0. With certificates it speaks TLS.
-func Listen(address string, certificates *tls.Config, e *engine.Engine) (*Server, error) {
-	l, err := net.Listen("tcp", address)
+// Listen makes a server of an engine's streams.
+func Listen(cfg Config, e runner) (*Server, error) {
+	l, err := net.Listen("tcp", cfg.Address)
 	if err != nil {
 		return nil, fmt.Errorf("streaming server: %w", err)
 	}
-	config := streaming.DefaultConfig
-	config.Addr = l.Addr().String()
-	config.BaseURL = &url.URL{Scheme: "http", Host: config.Addr}
-	if certificates != nil {
-		config.BaseURL.Scheme = "https"
-		l = tls.NewListener(l, certificates)
+	s := &Server{runner: e, idle: cfg.Idle, base: url.URL{Scheme: "http", Host: l.Addr().String()}, listener: l}
+	if cfg.Certificates != nil {
+		s.base.Scheme = "https"
+		s.listener = tls.NewListener(l, cfg.Certificates)
 	}
-	streams, err := streaming.NewServer(config, &runtime{engine: e})
-	if err != nil {
-		l.Close()
-		return nil, err
+	s.life, s.stop = context.WithCancel(context.Background())
+	routes := http.NewServeMux()
+	for kind, serve := range map[string]func(http.ResponseWriter, *http.Request, any){
+		"exec": s.serveExec, "attach": s.serveAttach, "portforward": s.servePortForward,
+	} {
+		handler := s.handler(kind, serve)
+		routes.HandleFunc("GET /"+kind+"/{token}", handler)
+		routes.HandleFunc("POST /"+kind+"/{token}", handler)
 	}
-	s := &Server{streams: streams, listener: l}
-	s.http.Handler = streams
+	s.http = http.Server{Handler: routes, ReadHeaderTimeout: headerLimit, MaxHeaderBytes: maxHeader}
 	return s, nil
 }
 
@@ -58,95 +110,125 @@ func (s *Server) Serve() error {
 	return nil
 }
 
-// Close ends the server and its streams; the processes at their other end are
-// killed as when a client goes.
-func (s *Server) Close() error { return s.http.Close() }
+// Close ends the server and its streams, and returns when they have ended; to
+// the processes at their other end it is as when the client goes.
+func (s *Server) Close() error {
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
+	s.stop()
+	err := s.http.Close()
+	s.serving.Wait()
+	return err
+}
 
 // Exec gives the URL of a command.
 func (s *Server) Exec(req *runtimeapi.ExecRequest) (*runtimeapi.ExecResponse, error) {
-	return s.streams.GetExec(req)
+	if err := checkStreams(req.Stdin, req.Stdout, req.Stderr, req.Tty); err != nil {
+		return nil, err
+	}
+	address, err := s.url("exec", req)
+	return &runtimeapi.ExecResponse{Url: address}, err
 }
 
 // Attach gives the URL of a container's stdio.
 func (s *Server) Attach(req *runtimeapi.AttachRequest) (*runtimeapi.AttachResponse, error) {
-	return s.streams.GetAttach(req)
+	if err := checkStreams(req.Stdin, req.Stdout, req.Stderr, req.Tty); err != nil {
+		return nil, err
+	}
+	address, err := s.url("attach", req)
+	return &runtimeapi.AttachResponse{Url: address}, err
 }
 
 // PortForward gives the URL of a pod's ports.
 func (s *Server) PortForward(req *runtimeapi.PortForwardRequest) (*runtimeapi.PortForwardResponse, error) {
-	return s.streams.GetPortForward(req)
+	address, err := s.url("portforward", req)
+	return &runtimeapi.PortForwardResponse{Url: address}, err
 }
 
-// runtime is the engine as the streaming library wants it.
-type runtime struct{ engine *engine.Engine }
-
-// Exec runs a command; an exit code that is not zero is an error of the kind
-// that the protocol passes on.
-func (r *runtime) Exec(ctx context.Context, id string, cmd []string, in io.Reader, out, errOut io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
-	sizes, stop := follow(resize)
-	defer stop()
-	code, err := r.engine.Exec(ctx, id, cmd, engineStreams(in, out, errOut, tty, sizes))
-	if err == nil && code != 0 {
-		return exitError(code)
+// checkStreams refuses what the CRI rules out (api.proto, ExecRequest).
+func checkStreams(stdin, stdout, stderr, tty bool) error {
+	if tty && stderr {
+		return status.Error(codes.InvalidArgument, "tty and stderr exclude each other: a terminal has one output")
 	}
-	return err
-}
-
-// Attach joins a container's stdio.
-func (r *runtime) Attach(ctx context.Context, id string, in io.Reader, out, errOut io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
-	sizes, stop := follow(resize)
-	defer stop()
-	return r.engine.Attach(ctx, id, engineStreams(in, out, errOut, tty, sizes))
-}
-
-// PortForward joins a stream to a pod's port.
-func (r *runtime) PortForward(ctx context.Context, podID string, port int32, stream io.ReadWriteCloser) error {
-	return r.engine.PortForward(ctx, podID, int(port), stream)
-}
-
-// engineStreams takes care that a stream which is not there is nil, and not an
-// interface that holds one.
-func engineStreams(in io.Reader, out, errOut io.WriteCloser, tty bool, sizes <-chan engine.Size) engine.Streams {
-	s := engine.Streams{Stdin: in, TTY: tty, Resize: sizes}
-	if out != nil {
-		s.Stdout = out
+	if !stdin && !stdout && !stderr {
+		return status.Error(codes.InvalidArgument, "one of stdin, stdout and stderr must be set")
 	}
-	if errOut != nil && !tty {
-		s.Stderr = errOut
-	}
-	return s
+	return nil
 }
 
-// follow translates terminal sizes until stop is called or the client ends
-// them.
-func follow(resize <-chan remotecommand.TerminalSize) (sizes <-chan engine.Size, stop func()) {
-	out, done, ended := make(chan engine.Size), make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(ended)
-		defer close(out)
-		for {
-			select {
-			case size, ok := <-resize:
-				if !ok {
-					return
-				}
-				select {
-				case out <- engine.Size{Width: size.Width, Height: size.Height}:
-				case <-done:
-					return
-				}
-			case <-done:
-				return
-			}
+// url gives an address at which req is served once.
+func (s *Server) url(kind string, req any) (string, error) {
+	token, err := s.tokens.add(kind, req)
+	if err != nil {
+		return "", err
+	}
+	return s.base.JoinPath(kind, token).String(), nil
+}
+
+// handler trades a request's token for what was asked for, and serves that
+// within a context that ends with the connection.
+func (s *Server) handler(kind string, serve func(http.ResponseWriter, *http.Request, any)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		asked, ok := s.tokens.take(kind, r.PathValue("token"))
+		if !ok {
+			http.NotFound(w, r)
+			return
 		}
-	}()
-	return out, func() { close(done); <-ended }
+		if !s.begin() {
+			http.Error(w, "the server is stopping", http.StatusServiceUnavailable)
+			return
+		}
+		defer s.serving.Done()
+		ctx, cancel := context.WithCancelCause(s.life)
+		defer cancel(nil)
+		up := &upgrader{ResponseWriter: w, ctx: ctx, gone: cancel, stall: s.idle}
+		defer up.close()
+		serve(up, r.WithContext(ctx), asked)
+	}
 }
 
-// exitError is a command's exit code as k8s.io/utils/exec.ExitError.
-type exitError int
+func (s *Server) begin() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.closed {
+		s.serving.Add(1)
+	}
+	return !s.closed
+}
 
-func (e exitError) Error() string   { return fmt.Sprintf("command terminated with exit code %d", int(e)) }
-func (e exitError) String() string  { return e.Error() }
-func (e exitError) Exited() bool    { return true }
-func (e exitError) ExitStatus() int { return int(e) }
+func (s *Server) serveExec(w http.ResponseWriter, r *http.Request, asked any) {
+	req := asked.(*runtimeapi.ExecRequest)
+	opts := &remotecommand.Options{Stdin: req.Stdin, Stdout: req.Stdout, Stderr: req.Stderr, TTY: req.Tty}
+	c := &command{runner: s.runner, id: req.ContainerId, cmd: req.Cmd}
+	if wsstream.IsWebSocketRequestWithStreamCloseProtocol(r) {
+		s.serveV5(w, r, opts, c.exec)
+		return
+	}
+	remotecommand.ServeExec(w, r, c, "", "", "", nil, opts, s.idle, creationLimit, remotecommand.SupportedStreamingProtocols)
+}
+
+func (s *Server) serveAttach(w http.ResponseWriter, r *http.Request, asked any) {
+	req := asked.(*runtimeapi.AttachRequest)
+	opts := &remotecommand.Options{Stdin: req.Stdin, Stdout: req.Stdout, Stderr: req.Stderr, TTY: req.Tty}
+	c := &command{runner: s.runner, id: req.ContainerId}
+	if wsstream.IsWebSocketRequestWithStreamCloseProtocol(r) {
+		s.serveV5(w, r, opts, c.attach)
+		return
+	}
+	remotecommand.ServeAttach(w, r, c, "", "", "", opts, s.idle, creationLimit, remotecommand.SupportedStreamingProtocols)
+}
+
+func (s *Server) servePortForward(w http.ResponseWriter, r *http.Request, asked any) {
+	req := asked.(*runtimeapi.PortForwardRequest)
+	f := &forwarder{ctx: r.Context(), runner: s.runner, pod: req.PodSandboxId}
+	if wsstream.IsWebSocketRequestWithTunnelingProtocol(r) {
+		s.serveTunnel(w, r, f)
+		return
+	}
+	s.forward(w, r, f, &portforward.V4Options{Ports: req.Port})
+}
+
+func (s *Server) forward(w http.ResponseWriter, r *http.Request, f *forwarder, opts *portforward.V4Options) {
+	portforward.ServePortForward(w, r, f, "", "", opts, s.idle, creationLimit, portforward.SupportedProtocols)
+}

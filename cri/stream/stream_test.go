@@ -4,6 +4,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/longshore/longshore/engine"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -11,7 +12,7 @@ import (
 )
 
 func TestServerHandsOutURLs(t *testing.T) {
-	s, err := Listen("127.0.0.1:0", nil, nil)
+	s, err := Listen(Config{Address: "127.0.0.1:0", Idle: time.Minute}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -72,6 +72,33 @@ func (h *Host) New(name string, res *specs.LinuxResources) (*Group, error) {
 	return g, nil
 }
 
+// Child makes a group directly below g in the cgroup2 tree alone, for processes
+// that shall be killed together and are limited and measured with g. It is nil
+// where there is no cgroup2 tree or g can have no such group: a group in which
+// someone has made a threaded one takes no other kind below it.
+func (g *Group) Child(name string) (*Group, error) {
+	t := g.host.unified()
+	if t == nil || !exists(g.dir(t)) {
+		return nil, nil
+	}
+	if err := checkName(name); err != nil {
+		return nil, err
+	}
+	host := &Host{Mode: V2, Trees: []Tree{*t}, PageSizes: g.host.PageSizes}
+	child := host.Load(path.Join(g.path, name))
+	dir := child.dir(t)
+	if err := unix.Mkdir(dir, 0o755); err != nil {
+		return nil, &fs.PathError{Op: "mkdir", Path: dir, Err: err}
+	}
+	// Only who holds the delegated tree of a V2 host could have changed its type.
+	if g.host.Mode == V2 {
+		if kind, err := readFile(dir, "cgroup.type"); err != nil || kind != "domain" {
+			return nil, errors.Join(err, child.Remove())
+		}
+	}
+	return child, nil
+}
+
 // checkName refuses what cannot be a group: the name comes from a client.
 func checkName(name string) error {
 	switch {
@@ -252,6 +279,21 @@ func (g *Group) Joins() (*Joins, error) {
 		}
 	}
 	return j, nil
+}
+
+// Narrow makes the way into the cgroup2 tree lead to a [Group.Child]; the ways
+// into version 1 stay.
+func (j *Joins) Narrow(child *Group) error {
+	name := child.dir(&child.host.Trees[0])
+	fd, err := unix.Open(name, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return &fs.PathError{Op: "open", Path: name, Err: err}
+	}
+	if j.Into != nil {
+		unix.Close(j.Into.fd)
+	}
+	j.Into = &Way{fd, name}
+	return nil
 }
 
 // Procs lists the processes of the group and of all groups below it, in

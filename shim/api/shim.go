@@ -6,8 +6,13 @@ package api
 // RunRequest runs a process in a container with its stdio made by the caller,
 // and answers once execve(2) has happened. Process is the JSON of an OCI
 // process. The frame carries the descriptors of stdin, stdout and stderr, in
-// this order, of those whose flag is set; with Terminal it carries none, and
-// the answer carries the terminal's master.
+// this order, of those whose flag is set; with a terminal it carries none, and
+// the answer carries the terminal's master, of which the shim keeps no copy:
+// when the caller closes it, or dies, the terminal hangs up. With Tree, Kill
+// with All ends the process and everything that it has left behind.
+//
+// The process is forgotten once its end was told, or by Delete, which a running
+// one survives.
 type RunRequest struct {
 	ID      string `pb:"1"`
 	ExecID  string `pb:"2"`
@@ -15,6 +20,7 @@ type RunRequest struct {
 	Stdin   bool   `pb:"4"`
 	Stdout  bool   `pb:"5"`
 	Stderr  bool   `pb:"6"`
+	Tree    bool   `pb:"7"`
 }
 
 // RunResponse answers Run.

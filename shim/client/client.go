@@ -107,7 +107,7 @@ func (s *Shim) State(ctx context.Context, id string) (*api.StateResponse, error)
 }
 
 // Kill signals a container (execID "") or a process of it. With all and
-// SIGKILL every process of the container ends.
+// SIGKILL every process of the container ends, or of the process's tree.
 func (s *Shim) Kill(ctx context.Context, id, execID string, signal syscall.Signal, all bool) error {
 	return s.call(ctx, api.TaskV3, "Kill", &api.KillRequest{ID: id, ExecID: execID, Signal: uint32(signal), All: all}, &api.Empty{})
 }
@@ -115,6 +115,11 @@ func (s *Shim) Kill(ctx context.Context, id, execID string, signal syscall.Signa
 // Delete releases what a container that has ended held.
 func (s *Shim) Delete(ctx context.Context, id string) error {
 	return s.call(ctx, api.TaskV3, "Delete", &api.ProcessRequest{ID: id}, &api.DeleteResponse{})
+}
+
+// Forget says that nobody will ask for a process of Run any more; it goes on.
+func (s *Shim) Forget(ctx context.Context, id, execID string) error {
+	return s.call(ctx, api.TaskV3, "Delete", &api.ProcessRequest{ID: id, ExecID: execID}, &api.DeleteResponse{})
 }
 
 // Pause freezes a container.
@@ -186,9 +191,11 @@ func (s Stdio) fds() []int {
 }
 
 // Run runs a process (the JSON of an OCI one) in a container, and returns once
-// execve(2) has happened. With a terminal it gives the terminal's master.
-func (s *Shim) Run(ctx context.Context, id, execID string, process []byte, stdio Stdio) (*os.File, error) {
-	req := &api.RunRequest{ID: id, ExecID: execID, Process: process, Stdin: stdio.In != nil, Stdout: stdio.Out != nil, Stderr: stdio.Err != nil}
+// execve(2) has happened. With a terminal it gives the terminal's master, the
+// only one there is. With tree, [Shim.Kill] of all ends also what the process
+// has left behind.
+func (s *Shim) Run(ctx context.Context, id, execID string, process []byte, stdio Stdio, tree bool) (*os.File, error) {
+	req := &api.RunRequest{ID: id, ExecID: execID, Process: process, Tree: tree, Stdin: stdio.In != nil, Stdout: stdio.Out != nil, Stderr: stdio.Err != nil}
 	fds, err := s.own(ctx, "Run", req, stdio.fds(), &api.RunResponse{})
 	if err != nil {
 		return nil, err

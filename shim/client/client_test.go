@@ -99,7 +99,7 @@ func TestRunHandsOverStdio(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	master, err := s.Run(context.Background(), "c", "x", []byte("{}"), Stdio{Out: w})
+	master, err := s.Run(context.Background(), "c", "x", []byte("{}"), Stdio{Out: w}, false)
 	w.Close()
 	if err != nil || master != nil {
 		t.Fatalf("Run = %v, %v", master, err)

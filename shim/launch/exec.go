@@ -24,7 +24,13 @@ const lateJoins = 2
 // [Container.Start]; a container that has ended gives one that wraps
 // [unix.ESRCH].
 func (c *Container) Exec(p *specs.Process, io Stdio) (*Process, error) {
-	proc, err := c.exec(p, "", io)
+	return c.ExecIn(p, io, nil)
+}
+
+// ExecIn is Exec into a child of the container's group, which the caller made
+// and removes; nil is the container's own.
+func (c *Container) ExecIn(p *specs.Process, io Stdio, group *cgroup.Group) (*Process, error) {
+	proc, err := c.exec(p, "", io, group)
 	if err != nil {
 		return nil, fmt.Errorf("exec in container %s: %w", c.id, err)
 	}
@@ -32,7 +38,7 @@ func (c *Container) Exec(p *specs.Process, io Stdio) (*Process, error) {
 }
 
 // exec runs file, or p's command if that is empty.
-func (c *Container) exec(p *specs.Process, file string, io Stdio) (*Process, error) {
+func (c *Container) exec(p *specs.Process, file string, io Stdio, group *cgroup.Group) (*Process, error) {
 	root, devpts, err := c.roots()
 	if err != nil {
 		return nil, err
@@ -50,7 +56,7 @@ func (c *Container) exec(p *specs.Process, file string, io Stdio) (*Process, err
 	}
 	pl.file = file
 	c.noteCaps(pl)
-	e := execution{c: c, fds: &fds}
+	e := execution{c: c, fds: &fds, group: group}
 	var taken undo.Stack
 	defer taken.Run()
 	if err := e.streams(pl, io, fds.add(devpts), &taken); err != nil {
@@ -136,6 +142,7 @@ func (c *Container) noteCaps(pl *plan) {
 type execution struct {
 	*launching
 	c       *Container
+	group   *cgroup.Group // below the container's, or nil
 	fds     *fdList
 	std     [3]int
 	files   files
@@ -174,6 +181,11 @@ func (e *execution) clone(pl *plan, root int, taken *undo.Stack) error {
 		return err
 	}
 	defer joins.Close()
+	if e.group != nil {
+		if err := joins.Narrow(e.group); err != nil {
+			return err
+		}
+	}
 	pidfd, err := c.init.dupPidfd()
 	if err != nil {
 		return err

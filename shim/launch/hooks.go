@@ -54,7 +54,7 @@ func (c *Container) startHooks() error {
 		p := *c.spec.Process
 		p.Args, p.Env, p.Cwd, p.Terminal = hookArgs(&hook), hook.Env, "/", false
 		err := c.waitHook("startContainer", hook, specs.StateCreated, func(io Stdio) (*Process, error) {
-			return c.exec(&p, hook.Path, io)
+			return c.exec(&p, hook.Path, io, nil)
 		})
 		if err != nil {
 			return err

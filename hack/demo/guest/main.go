@@ -27,6 +27,7 @@ var commands = map[string]func(args []string) error{
 	"ls": ls, "env": env, "id": id, "ps": ps, "hostname": hostname, "exit": exit, "stubborn": stubborn, "eat": eat,
 	"status": status, "lines": lines, "upper": upper, "tty": tty, "true": succeed, "false": fail, "err": stderr, "crash": crash,
 	"echoserver": echoServer, "flood": flood, "spawn": spawn,
+	"breed": breed, "winsize": winsize,
 }
 
 func main() {
@@ -87,9 +88,13 @@ func flood(args []string) error {
 	}
 }
 
-// echoServer sends back what it receives.
+// echoServer sends back what it receives on a port, or on an address with one.
 func echoServer(args []string) error {
-	l, err := net.Listen("tcp", ":"+arg(args, 0, "7"))
+	address := arg(args, 0, "7")
+	if !strings.Contains(address, ":") {
+		address = ":" + address
+	}
+	l, err := net.Listen("tcp", address)
 	if err != nil {
 		return err
 	}
@@ -322,4 +327,32 @@ func tty([]string) error {
 func spawn(args []string) error {
 	_, err := os.StartProcess("/proc/self/exe", []string{"guest", "sleep", arg(args, 0, "1h")}, &os.ProcAttr{Files: []*os.File{nil, os.Stdout, os.Stderr}})
 	return err
+}
+
+// breed leaves a child in a session of its own that holds stdout open, and stays.
+func breed(args []string) error {
+	attr := &os.ProcAttr{Files: []*os.File{nil, os.Stdout, os.Stderr}, Sys: &syscall.SysProcAttr{Setsid: true}}
+	_, err := os.StartProcess("/proc/self/exe", []string{"guest", "sleep", arg(args, 0, "1h")}, attr)
+	if err != nil {
+		return err
+	}
+	fmt.Println("bred")
+	return sleep(nil)
+}
+
+// winsize waits until its terminal has a size.
+func winsize(args []string) error {
+	changed := make(chan os.Signal, 1)
+	signal.Notify(changed, syscall.SIGWINCH)
+	for {
+		size, err := unix.IoctlGetWinsize(0, unix.TIOCGWINSZ)
+		if err != nil {
+			return err
+		}
+		if now := fmt.Sprintf("%dx%d", size.Col, size.Row); now == arg(args, 0, "") {
+			fmt.Println("the terminal is", now)
+			return nil
+		}
+		<-changed
+	}
 }
