@@ -16,7 +16,7 @@ const module = "github.com/longshore/longshore"
 // policy: change ARCHITECTURE.md in the same commit.
 var mayImport = map[string][]string{
 	".": {"engine", "cri", "images", "cni", "internal", "shim/client", // wires the parts
-		"google.golang.org/grpc", "google.golang.org/protobuf", "github.com/pelletier/go-toml", "golang.org/x/sys"},
+		"google.golang.org/grpc", "google.golang.org/protobuf", "github.com/pelletier/go-toml", "golang.org/x/sys", "k8s.io/klog/v2"},
 	"cri": {"engine", "images", "internal", "k8s.io/cri-api", "k8s.io/cri-streaming", "k8s.io/streaming", "google.golang.org/grpc", "golang.org/x/net/websocket", "golang.org/x/sys"},
 	"engine": {"shim/api", "shim/client", "images", "cni", "internal", "golang.org/x/sys",
 		"github.com/opencontainers/runtime-spec", "github.com/opencontainers/runtime-tools", "github.com/moby/profiles/seccomp", "github.com/moby/sys/user"},

@@ -18,6 +18,7 @@ import (
 	"github.com/longshore/longshore/shim/client"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
+	"k8s.io/klog/v2"
 )
 
 // socketMode lets root alone in.
@@ -29,6 +30,7 @@ func serve(ctx context.Context, cfg *Config) error {
 	if err != nil {
 		return err
 	}
+	klog.SetSlogLogger(log) // what the streaming libraries have to say
 	for _, dir := range []string{cfg.RunDir, cfg.StateDir} {
 		if err := os.MkdirAll(dir, 0o711); err != nil {
 			return err

@@ -15,7 +15,20 @@ func (s *Server) ExecSync(ctx context.Context, req *runtimeapi.ExecSyncRequest) 
 	if err != nil {
 		return nil, err
 	}
+	stdout, stderr = fit(stdout, stderr, maxMessage-execOverhead)
 	return &runtimeapi.ExecSyncResponse{Stdout: stdout, Stderr: stderr, ExitCode: int32(code)}, nil
+}
+
+// execOverhead is more than what an ExecSyncResponse takes beside its streams,
+// in bytes.
+const execOverhead = 64
+
+// fit cuts two streams so that they take room together: a kubelet refuses a
+// longer message whole. Each gets half, and what the other leaves of it.
+func fit(stdout, stderr []byte, room int) (out, errOut []byte) {
+	half := room / 2
+	out = stdout[:min(len(stdout), max(half, room-len(stderr)))]
+	return out, stderr[:min(len(stderr), room-len(out))]
 }
 
 // Exec gives a URL at which a command can be run with streams.

@@ -153,15 +153,38 @@ func (x *execution) run(ctx context.Context, s Streams) (int, error) {
 	if master != nil {
 		x.terminal(master, s)
 	}
-	exit, err := x.shim.Wait(ctx, x.id, x.execID)
+	exit, err := x.wait(ctx)
 	if err != nil {
-		if ctx.Err() != nil {
-			err = errors.Join(context.Cause(ctx), x.leave(ctx))
-		}
 		return 0, err
 	}
 	x.drain()
 	return exit.Code, nil
+}
+
+// wait gives the command's exit, or leaves the command when ctx ends. The call
+// is not cancelled: the shim answers it when the command is left.
+func (x *execution) wait(ctx context.Context) (client.Exit, error) {
+	waiting, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	var exit client.Exit
+	var err error
+	exited := make(chan struct{})
+	go func() {
+		defer close(exited)
+		exit, err = x.shim.Wait(waiting, x.id, x.execID)
+	}()
+	select {
+	case <-exited:
+		return exit, err
+	case <-ctx.Done():
+	}
+	defer time.AfterFunc(endLimit, stop).Stop()
+	leaveErr := x.leave(ctx)
+	if leaveErr != nil {
+		stop()
+	}
+	<-exited
+	return client.Exit{}, errors.Join(context.Cause(ctx), leaveErr)
 }
 
 // endLimit bounds the wait for a command that was killed.
@@ -179,8 +202,7 @@ func (x *execution) leave(ctx context.Context) error {
 	if err := ignoreGone(x.shim.Kill(ctx, x.id, x.execID, unix.SIGKILL, true)); err != nil {
 		return fmt.Errorf("kill the command: %w", err)
 	}
-	_, err := x.shim.Wait(ctx, x.id, x.execID)
-	return ignoreGone(err)
+	return nil
 }
 
 // pipes makes the process's stdio and begins to copy.

@@ -300,12 +300,24 @@ func dialIn(netns string, port int) (int, error) {
 	return -1, api.Errorf(api.CodeFailedPrecondition, "connect to port %s of the pod: %v", strconv.Itoa(port), err)
 }
 
+// dialLimit bounds a connection to a pod's port.
+const dialLimit = 10 * time.Second
+
 func connect(family int, to unix.Sockaddr) (int, error) {
 	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return -1, err
 	}
-	if err := unix.Connect(fd, to); err != nil {
+	// It bounds connect(2) as well: a pod may drop what comes to a port.
+	limit := unix.NsecToTimeval(dialLimit.Nanoseconds())
+	err = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &limit)
+	if err == nil {
+		err = unix.Connect(fd, to)
+	}
+	if err == nil { // who gets the socket waits as long as it likes
+		err = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &unix.Timeval{})
+	}
+	if err != nil {
 		unix.Close(fd)
 		return -1, err
 	}

@@ -14,6 +14,7 @@ import (
 // that their interfaces carry are kubelet's; ours is id.
 type command struct {
 	runner runner
+	up     *upgrader
 	id     string
 	cmd    []string
 }
@@ -24,20 +25,30 @@ type task func(ctx context.Context, in io.Reader, out, errOut io.WriteCloser, tt
 // exec runs the command; an exit code that is not zero is an error of the kind
 // that the protocol passes on.
 func (c *command) exec(ctx context.Context, in io.Reader, out, errOut io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
+	defer c.up.begin()()
 	sizes, stop := follow(resize)
 	defer stop()
 	code, err := c.runner.Exec(ctx, c.id, c.cmd, engineStreams(in, out, errOut, tty, sizes))
 	if err == nil && code != 0 {
 		return exitError(code)
 	}
+	return unlessGone(ctx, err)
+}
+
+// unlessGone is err if there is someone to tell.
+func unlessGone(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil
+	}
 	return err
 }
 
 // attach joins the container's stdio.
 func (c *command) attach(ctx context.Context, in io.Reader, out, errOut io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
+	defer c.up.begin()()
 	sizes, stop := follow(resize)
 	defer stop()
-	return c.runner.Attach(ctx, c.id, engineStreams(in, out, errOut, tty, sizes))
+	return unlessGone(ctx, c.runner.Attach(ctx, c.id, engineStreams(in, out, errOut, tty, sizes)))
 }
 
 // ExecInContainer implements [remotecommand.Executor].
@@ -53,14 +64,15 @@ func (c *command) AttachContainer(ctx context.Context, _, _, _ string, in io.Rea
 // forwarder joins streams to a pod's ports. The library gives a context that
 // never ends; the connection's does.
 type forwarder struct {
-	ctx    context.Context
+	up     *upgrader
 	runner runner
 	pod    string
 }
 
 // PortForward implements [portforward.PortForwarder].
 func (f *forwarder) PortForward(_ context.Context, _, _ string, port int32, stream io.ReadWriteCloser) error {
-	return f.runner.PortForward(f.ctx, f.pod, int(port), stream)
+	defer f.up.begin()()
+	return unlessGone(f.up.ctx, f.runner.PortForward(f.up.ctx, f.pod, int(port), stream))
 }
 
 // engineStreams takes care that a stream which is not there is nil, and not an

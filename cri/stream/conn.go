@@ -21,19 +21,27 @@ var errClientGone = errors.New("the client is gone")
 // farewell is how long a client may take to close a stream that has ended.
 const farewell = 5 * time.Second
 
-// linger is how long what a client sent before it hung up may take to reach
-// the process.
-const linger = 10 * time.Second
+// defaultLinger is how long what a client sent before it hung up may take to
+// reach the process.
+const defaultLinger = 10 * time.Second
 
 // upgrader is the ResponseWriter of a request that becomes a stream. The
 // connection that it hands out ends the request's context when the client is
 // gone, and is closed by the context's end.
 type upgrader struct {
 	http.ResponseWriter
-	ctx   context.Context
-	gone  context.CancelCauseFunc
-	stall time.Duration
-	conn  *conn
+	ctx           context.Context
+	gone          context.CancelCauseFunc
+	stall, linger time.Duration
+	tasks         atomic.Int32 // that the connection serves
+	conn          *conn
+}
+
+// begin counts a task until the function returned is called. A library that
+// closes the connection under one does so because the client is gone.
+func (u *upgrader) begin() (end func()) {
+	u.tasks.Add(1)
+	return func() { u.tasks.Add(-1) }
 }
 
 // Hijack implements [http.Hijacker].
@@ -49,14 +57,14 @@ func (u *upgrader) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 		raw.Close()
 		return nil, nil, err
 	}
-	c := &conn{Conn: raw, ahead: ahead, gone: u.gone, stall: u.stall}
+	c := &conn{Conn: raw, up: u, ahead: ahead}
 	c.unhook = context.AfterFunc(u.ctx, func() { raw.Close() })
 	if c.hangup, err = watchHangup(raw); err != nil {
 		raw.Close()
 		return nil, nil, err
 	}
 	c.watched = make(chan struct{})
-	go c.watch(u.ctx)
+	go c.watch()
 	u.conn = c
 	return c, bufio.NewReadWriter(bufio.NewReader(c), bufio.NewWriter(c)), nil
 }
@@ -82,9 +90,8 @@ func (u *upgrader) close() {
 // conn is a client's connection.
 type conn struct {
 	net.Conn
+	up      *upgrader
 	ahead   []byte // read with the request
-	gone    context.CancelCauseFunc
-	stall   time.Duration
 	closed  atomic.Bool
 	unhook  func() bool
 	hangup  *os.File
@@ -99,7 +106,7 @@ func (c *conn) Read(p []byte) (int, error) {
 	}
 	n, err := c.Conn.Read(p)
 	if err != nil && !c.closed.Load() {
-		c.gone(errClientGone)
+		c.up.gone(errClientGone)
 	}
 	return n, err
 }
@@ -109,6 +116,9 @@ func (c *conn) Read(p []byte) (int, error) {
 func (c *conn) Close() error {
 	if c.closed.Swap(true) {
 		return nil
+	}
+	if c.up.tasks.Load() > 0 {
+		c.up.gone(errClientGone)
 	}
 	past := time.Unix(1, 0)
 	if err := errors.Join(c.SetWriteDeadline(time.Now().Add(farewell)), c.SetReadDeadline(past)); err != nil {
@@ -122,20 +132,20 @@ func (c *conn) Close() error {
 
 // Write gives a client that takes nothing up after a time.
 func (c *conn) Write(p []byte) (int, error) {
-	if err := c.SetWriteDeadline(time.Now().Add(c.stall)); err != nil {
+	if err := c.SetWriteDeadline(time.Now().Add(c.up.stall)); err != nil {
 		return 0, err
 	}
 	n, err := c.Conn.Write(p)
 	if err != nil && !c.closed.Load() {
-		c.gone(errClientGone)
+		c.up.gone(errClientGone)
 	}
 	return n, err
 }
 
 // watch ends the context when the client has hung up, even while nobody reads:
 // a process that does not take its stdin keeps the protocol from reading on.
-// What the client sent last gets some time to arrive.
-func (c *conn) watch(ctx context.Context) {
+// What the client sent last, and nobody has read yet, gets some time to arrive.
+func (c *conn) watch() {
 	defer close(c.watched)
 	raw, err := c.hangup.SyscallConn()
 	if err != nil {
@@ -149,16 +159,27 @@ func (c *conn) watch(ctx context.Context) {
 	if err != nil {
 		return // closed: the stream has ended
 	}
-	select {
-	case <-ctx.Done():
-	case <-time.After(linger):
-		c.gone(errClientGone)
+	if c.unread() {
+		select {
+		case <-c.up.ctx.Done():
+		case <-time.After(c.up.linger):
+		}
 	}
+	c.up.gone(errClientGone)
 }
 
-// watchHangup gives a file that becomes readable when the other side of a
-// connection has closed it: Go's own poller does not tell that from data.
-func watchHangup(c net.Conn) (*os.File, error) {
+// unread says whether the client sent more than was read. The end of SPDY's
+// frames comes before the connection's, and nobody reads on then.
+func (c *conn) unread() bool {
+	n := 0
+	if raw, err := rawConn(c.Conn); err == nil {
+		_ = raw.Control(func(fd uintptr) { n, _ = unix.IoctlGetInt(int(fd), unix.SIOCINQ) })
+	}
+	return n > 0
+}
+
+// rawConn gives the socket below a connection.
+func rawConn(c net.Conn) (syscall.RawConn, error) {
 	if encrypted, ok := c.(interface{ NetConn() net.Conn }); ok {
 		c = encrypted.NetConn()
 	}
@@ -166,7 +187,13 @@ func watchHangup(c net.Conn) (*os.File, error) {
 	if !ok {
 		return nil, errors.New("the connection is no socket")
 	}
-	raw, err := socket.SyscallConn()
+	return socket.SyscallConn()
+}
+
+// watchHangup gives a file that becomes readable when the other side of a
+// connection has closed it: Go's own poller does not tell that from data.
+func watchHangup(c net.Conn) (*os.File, error) {
+	raw, err := rawConn(c)
 	if err != nil {
 		return nil, err
 	}

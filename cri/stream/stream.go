@@ -66,6 +66,7 @@ type Server struct {
 	runner   runner
 	tokens   tokens
 	idle     time.Duration
+	linger   time.Duration
 	base     url.URL
 	listener net.Listener
 	http     http.Server
@@ -84,14 +85,14 @@ func Listen(cfg Config, e runner) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("streaming server: %w", err)
 	}
-	s := &Server{runner: e, idle: cfg.Idle, base: url.URL{Scheme: "http", Host: l.Addr().String()}, listener: l}
+	s := &Server{runner: e, idle: cfg.Idle, linger: defaultLinger, base: url.URL{Scheme: "http", Host: l.Addr().String()}, listener: l}
 	if cfg.Certificates != nil {
 		s.base.Scheme = "https"
 		s.listener = tls.NewListener(l, cfg.Certificates)
 	}
 	s.life, s.stop = context.WithCancel(context.Background())
 	routes := http.NewServeMux()
-	for kind, serve := range map[string]func(http.ResponseWriter, *http.Request, any){
+	for kind, serve := range map[string]func(*upgrader, *http.Request, any){
 		"exec": s.serveExec, "attach": s.serveAttach, "portforward": s.servePortForward,
 	} {
 		handler := s.handler(kind, serve)
@@ -168,7 +169,7 @@ func (s *Server) url(kind string, req any) (string, error) {
 
 // handler trades a request's token for what was asked for, and serves that
 // within a context that ends with the connection.
-func (s *Server) handler(kind string, serve func(http.ResponseWriter, *http.Request, any)) http.HandlerFunc {
+func (s *Server) handler(kind string, serve func(*upgrader, *http.Request, any)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		asked, ok := s.tokens.take(kind, r.PathValue("token"))
 		if !ok {
@@ -182,7 +183,7 @@ func (s *Server) handler(kind string, serve func(http.ResponseWriter, *http.Requ
 		defer s.serving.Done()
 		ctx, cancel := context.WithCancelCause(s.life)
 		defer cancel(nil)
-		up := &upgrader{ResponseWriter: w, ctx: ctx, gone: cancel, stall: s.idle}
+		up := &upgrader{ResponseWriter: w, ctx: ctx, gone: cancel, stall: s.idle, linger: s.linger}
 		defer up.close()
 		serve(up, r.WithContext(ctx), asked)
 	}
@@ -197,10 +198,10 @@ func (s *Server) begin() bool {
 	return !s.closed
 }
 
-func (s *Server) serveExec(w http.ResponseWriter, r *http.Request, asked any) {
+func (s *Server) serveExec(w *upgrader, r *http.Request, asked any) {
 	req := asked.(*runtimeapi.ExecRequest)
 	opts := &remotecommand.Options{Stdin: req.Stdin, Stdout: req.Stdout, Stderr: req.Stderr, TTY: req.Tty}
-	c := &command{runner: s.runner, id: req.ContainerId, cmd: req.Cmd}
+	c := &command{runner: s.runner, up: w, id: req.ContainerId, cmd: req.Cmd}
 	if wsstream.IsWebSocketRequestWithStreamCloseProtocol(r) {
 		s.serveV5(w, r, opts, c.exec)
 		return
@@ -208,10 +209,10 @@ func (s *Server) serveExec(w http.ResponseWriter, r *http.Request, asked any) {
 	remotecommand.ServeExec(w, r, c, "", "", "", nil, opts, s.idle, creationLimit, remotecommand.SupportedStreamingProtocols)
 }
 
-func (s *Server) serveAttach(w http.ResponseWriter, r *http.Request, asked any) {
+func (s *Server) serveAttach(w *upgrader, r *http.Request, asked any) {
 	req := asked.(*runtimeapi.AttachRequest)
 	opts := &remotecommand.Options{Stdin: req.Stdin, Stdout: req.Stdout, Stderr: req.Stderr, TTY: req.Tty}
-	c := &command{runner: s.runner, id: req.ContainerId}
+	c := &command{runner: s.runner, up: w, id: req.ContainerId}
 	if wsstream.IsWebSocketRequestWithStreamCloseProtocol(r) {
 		s.serveV5(w, r, opts, c.attach)
 		return
@@ -219,9 +220,9 @@ func (s *Server) serveAttach(w http.ResponseWriter, r *http.Request, asked any) 
 	remotecommand.ServeAttach(w, r, c, "", "", "", opts, s.idle, creationLimit, remotecommand.SupportedStreamingProtocols)
 }
 
-func (s *Server) servePortForward(w http.ResponseWriter, r *http.Request, asked any) {
+func (s *Server) servePortForward(w *upgrader, r *http.Request, asked any) {
 	req := asked.(*runtimeapi.PortForwardRequest)
-	f := &forwarder{ctx: r.Context(), runner: s.runner, pod: req.PodSandboxId}
+	f := &forwarder{up: w, runner: s.runner, pod: req.PodSandboxId}
 	if wsstream.IsWebSocketRequestWithTunnelingProtocol(r) {
 		s.serveTunnel(w, r, f)
 		return

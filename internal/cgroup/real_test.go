@@ -379,3 +379,54 @@ func TestKillWithoutCgroupKill(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// TestChildIsKilledApart: what runs in a child ends without what runs beside it,
+// is counted and killed with the group, and is limited with it in version 1.
+func TestChildIsKilledApart(t *testing.T) {
+	_, g := realGroup(t, nil)
+	start(t, g, "sleep 1000")
+	child, err := g.Child("exec-1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if child == nil {
+		t.Skip("needs a cgroup2 tree")
+	}
+	if _, err := g.Child(".."); err == nil {
+		t.Error("a child's name led out of its group")
+	}
+	in := exec.Command("sleep", "1000")
+	j, err := g.Joins()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer j.Close()
+	if err := j.Narrow(child); err != nil {
+		t.Fatal(err)
+	}
+	in.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(openDir(t, j.Into).Fd())}
+	if err := in.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if pids, err := g.Procs(); err != nil || !slices.Contains(pids, in.Process.Pid) {
+		t.Errorf("processes of the group: %v, %v; want %d among them", pids, err, in.Process.Pid)
+	}
+	if err := child.Remove(); !errors.Is(err, unix.EBUSY) {
+		t.Errorf("remove a child with a process: %v", err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if err := errors.Join(child.Kill(), child.WaitEmpty(ctx)); err != nil {
+		t.Fatal(err)
+	}
+	in.Wait() // it was killed
+	if err := child.Remove(); err != nil {
+		t.Error(err)
+	}
+	if pids, err := g.Procs(); err != nil || len(pids) == 0 {
+		t.Errorf("the group's own processes: %v, %v", pids, err)
+	}
+	if err := errors.Join(child.Kill(), child.WaitEmpty(ctx), child.Remove()); err != nil {
+		t.Errorf("a child that is gone: %v", err)
+	}
+}

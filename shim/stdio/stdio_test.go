@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -104,6 +105,29 @@ func TestStreamLogsAndFeedsAttached(t *testing.T) {
 	data, _ := os.ReadFile(path)
 	if got := contents(t, data); string(got) != "one\ntwo" {
 		t.Errorf("log holds %q", data)
+	}
+}
+
+// TestClientThatGoesIsLetGo: a container that prints nothing must not keep the
+// descriptors of those who have left.
+func TestClientThatGoesIsLetGo(t *testing.T) {
+	r, w := pipe(t)
+	s := NewRawStream(r, nil)
+	done := make(chan error, 1)
+	go func() { done <- s.Copy() }()
+	ar, aw := pipe(t)
+	s.Attach(aw)
+	raw, err := aw.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ar.Close()
+	for raw.Control(func(uintptr) {}) == nil { // until it is closed
+		runtime.Gosched()
+	}
+	w.Close()
+	if err := <-done; err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -3,6 +3,7 @@ package stdio
 import (
 	"io"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -136,7 +137,8 @@ func (s *Stream) toAttached(data []byte) {
 }
 
 // Attach sends what comes from now on to w as well, which the stream closes
-// at its end or when w takes nothing for ten seconds.
+// at its end, when w takes nothing for ten seconds, or when nobody reads w any
+// more. w must be in non-blocking mode.
 func (s *Stream) Attach(w *os.File) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -145,4 +147,30 @@ func (s *Stream) Attach(w *os.File) {
 		return
 	}
 	s.attached = append(s.attached, w)
+	go s.watch(w)
+}
+
+// watch detaches a client that goes while the container prints nothing: else
+// each would hold a descriptor until it does. It ends when w is closed.
+func (s *Stream) watch(w *os.File) {
+	raw, err := w.SyscallConn()
+	if err != nil {
+		return
+	}
+	// A writing end never becomes readable; that its reader has gone is told to
+	// those who wait for either.
+	err = raw.Read(func(fd uintptr) bool {
+		poll := []unix.PollFd{{Fd: int32(fd)}}
+		n, err := unix.Poll(poll, 0)
+		return err == nil && n > 0
+	})
+	if err != nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if i := slices.Index(s.attached, w); i >= 0 {
+		s.attached = slices.Delete(s.attached, i, i+1)
+		w.Close()
+	}
 }

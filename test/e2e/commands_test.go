@@ -37,7 +37,8 @@ type session struct {
 	pods map[string]*runtimeapi.PodSandboxConfig
 	logs map[string]string // container name -> log file
 
-	hanging  []net.Conn // connections that nobody reads
+	hanging  []net.Conn     // connections that nobody reads
+	marked   map[string]int // descriptors; see the verb
 	registry *registrytest.Registry
 	spoil    func(http.ResponseWriter, *http.Request) bool // answers a request instead of the registry
 }

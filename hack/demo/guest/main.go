@@ -329,7 +329,8 @@ func spawn(args []string) error {
 	return err
 }
 
-// breed leaves a child in a session of its own that holds stdout open, and stays.
+// breed makes a child in a session of its own that holds stdout open, and stays
+// as long.
 func breed(args []string) error {
 	attr := &os.ProcAttr{Files: []*os.File{nil, os.Stdout, os.Stderr}, Sys: &syscall.SysProcAttr{Setsid: true}}
 	_, err := os.StartProcess("/proc/self/exe", []string{"guest", "sleep", arg(args, 0, "1h")}, attr)
@@ -337,7 +338,7 @@ func breed(args []string) error {
 		return err
 	}
 	fmt.Println("bred")
-	return sleep(nil)
+	return sleep(args)
 }
 
 // winsize waits until its terminal has a size.
