@@ -40,7 +40,6 @@ say scripts
 
 say conformance
 hack/conformance.sh
-say 'conformance of streaming over WebSockets'
 hack/conformance.sh -focus Streaming -- -websocket-exec -websocket-attach -websocket-portforward
 hack/conformance-oci.sh
 

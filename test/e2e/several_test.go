@@ -175,7 +175,7 @@ func (h *harness) execs(n int) {
 	for range n {
 		h.next++
 		id := fmt.Sprint("e", h.next)
-		_, err := h.shim.Run(h.ctx, "c", id, []byte(`{"args":["/guest","true"],"cwd":"/","env":["PATH=/"],"user":{"uid":0,"gid":0}}`), client.Stdio{})
+		_, err := h.shim.Run(h.ctx, "c", id, []byte(`{"args":["/guest","true"],"cwd":"/","env":["PATH=/"],"user":{"uid":0,"gid":0}}`), client.Stdio{}, false)
 		if err != nil {
 			h.t.Fatal(err)
 		}
