@@ -63,7 +63,7 @@ func newContainer(req *api.CreateTaskRequest) (*container, error) {
 func launchMounts(mounts []*api.Mount) []launch.Mount {
 	out := make([]launch.Mount, 0, len(mounts))
 	for _, m := range mounts {
-		out = append(out, launch.Mount{Type: m.Type, Source: m.Source, Options: m.Options})
+		out = append(out, launch.Mount{Type: m.Type, Source: m.Source, Options: m.Options, Target: m.Target})
 	}
 	return out
 }

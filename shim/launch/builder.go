@@ -28,6 +28,7 @@ type builder struct {
 
 	files []int // the child's numbers of what becomes descriptors 3 and up
 
+	listener  int // index of the operation that gives the seccomp listener
 	execFirst int // index of the first execve, -1 before there is one
 }
 

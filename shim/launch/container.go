@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -12,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/longshore/longshore/internal/cgroup"
+	"github.com/longshore/longshore/shim/netdev"
 	"github.com/longshore/longshore/shim/seccomp"
 )
 
@@ -21,6 +23,8 @@ import (
 type Mount struct {
 	Type, Source string
 	Options      []string
+	// Target is a place inside the root; empty is the root itself.
+	Target string
 }
 
 // Stdio holds the process's ends of its standard streams; nil is /dev/null.
@@ -39,8 +43,10 @@ type Config struct {
 	Bundle string
 	// Spec is the OCI runtime spec; it must not change while the container lives.
 	Spec *specs.Spec
-	// Rootfs is mounted as the root, detached. None: Spec.Root.Path, relative
-	// to Bundle, as it is. More than one is not supported.
+	// Rootfs is mounted as the root, detached, and not seen by the host. None:
+	// Spec.Root.Path, relative to Bundle, as it is. Of several, as if mounted one
+	// after the other, the last without a target is the root, and those with a
+	// target behind it are mounted there before the mounts of the spec.
 	Rootfs []Mount
 	// Stdio is ignored if Spec.Process.Terminal is set.
 	Stdio Stdio
@@ -178,6 +184,19 @@ func rootDir(cfg *Config) string {
 	return filepath.Join(cfg.Bundle, dir)
 }
 
+// rootMounts gives the mount that is the root, nil for none, and those inside it.
+func rootMounts(mounts []Mount) (root *Mount, inside []specs.Mount) {
+	for i := range mounts {
+		m := &mounts[i]
+		if at := path.Clean("/" + m.Target); at != "/" {
+			inside = append(inside, specs.Mount{Destination: at, Type: m.Type, Source: m.Source, Options: m.Options})
+			continue
+		}
+		root, inside = m, nil // it covers what came before
+	}
+	return root, inside
+}
+
 // checkConfig refuses what this runtime does not do, by the field's name.
 func checkConfig(cfg *Config) error {
 	s := cfg.Spec
@@ -188,29 +207,20 @@ func checkConfig(cfg *Config) error {
 		return fmt.Errorf("process: %w", errMissing)
 	case cfg.ID == "":
 		return fmt.Errorf("container id: %w", errMissing)
-	case len(cfg.Rootfs) > 1:
-		return fmt.Errorf("a root of %d mounts: %w", len(cfg.Rootfs), errUnsupported)
 	case len(cfg.Rootfs) == 0 && (s.Root == nil || s.Root.Path == ""):
 		return fmt.Errorf("root.path: %w", errMissing)
-	case len(s.Linux.NetDevices) > 0:
-		return fmt.Errorf("linux.netDevices: %w", errUnsupported)
-	case s.Linux.Seccomp != nil && s.Linux.Seccomp.ListenerPath != "":
-		return fmt.Errorf("linux.seccomp.listenerPath: %w", errUnsupported)
 	case s.Linux.IntelRdt != nil:
 		if unix.Access("/sys/fs/resctrl/schemata", unix.F_OK) != nil {
 			return fmt.Errorf("linux.intelRdt: resctrl is not mounted: %w", unix.ENODEV)
 		}
 		return fmt.Errorf("linux.intelRdt: %w", errUnsupported)
 	}
-	return nil
+	return netdev.Check(s.Linux.NetDevices)
 }
 
 // filterOf gives the seccomp filter of a container to create; nil without one.
 func filterOf(cfg *Config) (*seccomp.Filter, error) {
 	if cfg.Filter != nil {
-		if cfg.Filter.Notify {
-			return nil, fmt.Errorf("linux.seccomp.listenerPath: %w", errUnsupported)
-		}
 		return cfg.Filter, nil
 	}
 	if cfg.SeccompCache == "" {

@@ -3,11 +3,14 @@ package launch
 import (
 	"errors"
 	"fmt"
+	"os"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/longshore/longshore/internal/cgroup"
 	"github.com/longshore/longshore/internal/undo"
+	"github.com/longshore/longshore/shim/netdev"
 )
 
 // creation is a container on its way to the gate.
@@ -61,6 +64,7 @@ func (k *creation) create(taken *undo.Stack) error {
 		{"complete program", k.complete},
 		{"receive mounts", k.receive},
 		{"adopt process", func() error { return k.adopt() }}, // of what clone has made
+		{"move devices", func() error { return k.moveDevices(taken) }},
 		{"hand root over", k.hand},
 		{"reach gate", k.reachGate},
 	} {
@@ -84,9 +88,38 @@ func (k *creation) receive() (err error) {
 	return err
 }
 
+// moveDevices gives the container devices of the host. A container that fails
+// later must not take them with it.
+func (k *creation) moveDevices(taken *undo.Stack) error {
+	devices := k.cfg.Spec.Linux.NetDevices
+	if len(devices) == 0 {
+		return nil
+	}
+	if k.c.ns.all()&unix.CLONE_NEWNET == 0 {
+		return fmt.Errorf("linux.netDevices: the container shares the host's network namespace: %w", unix.EINVAL)
+	}
+	name := fmt.Sprintf("/proc/%d/ns/net", k.proc.pid)
+	ns, err := unix.Open(name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: name, Err: err}
+	}
+	k.fds.add(ns)
+	back, err := netdev.Move(devices, ns)
+	if err != nil {
+		return err
+	}
+	taken.Add(func() { _ = back() })
+	return nil
+}
+
 // reachGate waits until the child stands at its gate.
 func (k *creation) reachGate() error {
-	if _, err := k.await(0); err != nil {
+	if k.plan.notify() {
+		// The filter is there before the gate: from now on the child only reads.
+		if err := k.handListener(k.c, specs.StateCreating); err != nil {
+			return err
+		}
+	} else if _, err := k.await(0); err != nil {
 		return err
 	}
 	return setOOMScore(k.proc.pid, k.cfg.Spec.Process.OOMScoreAdj)
@@ -115,7 +148,7 @@ func (k *creation) open(taken *undo.Stack) (err error) {
 	}
 	taken.Add(func() { k.joins.Close() })
 	k.parts = assembly{
-		spec: spec, uids: c.ns.uids, gids: c.ns.gids, host: c.host, group: c.group, root: -1, devpts: -1,
+		spec: withMounts(spec, k.cfg.Rootfs), uids: c.ns.uids, gids: c.ns.gids, host: c.host, group: c.group, root: -1, devpts: -1,
 		own: c.ns.all(), ordered: k.cfg.Ordered, chrooted: c.ns.chrooted,
 	}
 	taken.Add(func() {
@@ -145,6 +178,17 @@ func (k *creation) open(taken *undo.Stack) (err error) {
 		c.ns.later = unix.CLONE_NEWNS
 	}
 	return nil
+}
+
+// withMounts is the specification with what a root of several mounts adds.
+func withMounts(spec *specs.Spec, rootfs []Mount) *specs.Spec {
+	_, inside := rootMounts(rootfs)
+	if len(inside) == 0 {
+		return spec
+	}
+	more := *spec
+	more.Mounts = append(inside, spec.Mounts...)
+	return &more
 }
 
 // cgroupPath is the container's group.
@@ -185,8 +229,10 @@ func (k *creation) clone(taken *undo.Stack) error {
 	for _, j := range ns.join {
 		inherited = append(inherited, j.fd)
 	}
-	if ns.user != nil {
-		inherited = append(inherited, ns.user.fd)
+	for _, j := range []*joined{ns.user, ns.pid} {
+		if j != nil {
+			inherited = append(inherited, j.fd)
+		}
 	}
 	into, procs, err := k.unified()
 	if err != nil {
@@ -204,11 +250,36 @@ func (k *creation) clone(taken *undo.Stack) error {
 		err = k.launching.clone(ns.cloneFlags(), pidOf(ns), into, ns.secondClone())
 	}
 	unix.Close(childEnd)
-	if err != nil || ns.fresh&unix.CLONE_NEWUSER == 0 {
+	if err != nil {
 		return err
 	}
-	if err := writeIDMaps(k.proc.pid, ns.uids, ns.gids); err != nil {
-		return err
+	return k.writeFor(ns)
+}
+
+// writeFor writes what the child waits for: id maps and clock offsets.
+func (k *creation) writeFor(ns *namespaces) error {
+	if ns.writtenByParent() {
+		if _, err := k.await(0); err != nil { // until the namespaces are there
+			return err
+		}
+	} else if ns.fresh&unix.CLONE_NEWUSER == 0 {
+		return nil
+	}
+	child := k.proc
+	if child == nil {
+		child = k.middle
+	}
+	if ns.fresh&unix.CLONE_NEWUSER != 0 {
+		if err := writeIDMaps(child.pid, ns.uids, ns.gids); err != nil {
+			return err
+		}
+	}
+	if ns.writtenByParent() {
+		for clock, o := range k.cfg.Spec.Linux.TimeOffsets {
+			if err := writeProc(child.pid, "timens_offsets", timeOffset(clock, o)); err != nil {
+				return err
+			}
+		}
 	}
 	return k.pass()
 }
@@ -234,8 +305,9 @@ func (k *creation) newLaunching(inherited []int, taken *undo.Stack) (childEnd in
 	return childEnd, nil
 }
 
+// pidOf is the pid namespace that the first clone is born into, or -1.
 func pidOf(ns *namespaces) int {
-	if ns.pid == nil {
+	if ns.pid == nil || ns.secondClone() {
 		return -1
 	}
 	return ns.pid.fd
@@ -286,13 +358,11 @@ func (k *creation) inheritance(std [3]int, procs int) {
 func (k *creation) namespaces() error {
 	ns, spec := k.c.ns, k.cfg.Spec
 	procfs := uintptr(k.childProcfs)
-	if ns.fresh&unix.CLONE_NEWUSER != 0 {
+	if ns.fresh&unix.CLONE_NEWUSER != 0 && !ns.userLate() {
 		k.wait(0) // for the id maps
 		k.becomeRoot()
 	}
-	if err := k.enter(ns, spec.Linux.TimeOffsets, procfs); err != nil {
-		return err
-	}
+	k.enter(ns, spec.Linux.TimeOffsets, procfs)
 	if ns.fresh&unix.CLONE_NEWCGROUP != 0 && k.childCPU == 0 {
 		k.do("create cgroup namespace", unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP)
 	}
@@ -357,10 +427,7 @@ func (k *creation) handed() int {
 // complete mounts the root and writes the rest of the program, while the child
 // is busy with its first part.
 func (k *creation) complete() (err error) {
-	var m *Mount
-	if len(k.cfg.Rootfs) == 1 {
-		m = &k.cfg.Rootfs[0]
-	}
+	m, _ := rootMounts(k.cfg.Rootfs)
 	if k.parts.root, err = mountRoot(m, rootDir(k.cfg)); err != nil {
 		return err
 	}
@@ -396,20 +463,36 @@ func (k *creation) complete() (err error) {
 			k.do("create cgroup namespace", unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP)
 		}
 	}
-	k.finish(k.plan, uintptr(k.childProcfs), func(b *builder) {
-		b.send()
-		if k.fifo != nil {
-			k.fifo.wait(b)
-		} else {
-			b.wait(0)
-		}
-	}, nil)
+	wait, last := k.gate, step(nil)
+	if k.plan.notify() {
+		wait, last = nil, k.plainGate
+	}
+	k.finish(k.plan, uintptr(k.childProcfs), wait, last)
 	if k.fifo != nil {
 		if err := k.fifo.record(k.builder, k.plan.args[0]); err != nil {
 			return err
 		}
 	}
 	return k.extend()
+}
+
+// gate appends the gate, at which the child reports.
+func (k *creation) gate(b *builder) {
+	b.send()
+	if k.fifo != nil {
+		k.fifo.wait(b)
+	} else {
+		b.wait(0)
+	}
+}
+
+// plainGate is the gate behind a filter that an agent has a say in.
+func (k *creation) plainGate(b *builder) {
+	if k.fifo != nil {
+		k.fifo.wait(b)
+	} else {
+		b.waitPlain()
+	}
 }
 
 // attachRoot appends the change to the container's root, which the child has

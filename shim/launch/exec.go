@@ -67,6 +67,12 @@ func (c *Container) exec(p *specs.Process, file string, io Stdio, group *cgroup.
 	}
 	e.proc.console = e.console
 	taken.Keep()
+	if pl.notify() {
+		if err := e.handListener(c, specs.StateRunning); err != nil {
+			e.abort()
+			return nil, err
+		}
+	}
 	if err := e.execed(); err != nil {
 		return nil, err
 	}
@@ -115,9 +121,10 @@ func (c *Container) roots() (root, devpts int, err error) {
 //   - a process that sees the child may have CAP_SYS_PTRACE in our user
 //     namespace: it could trace the child before execve, and so reach this
 //     process. In a pid namespace shared with others nobody knows;
-//   - a time namespace is to be joined: the kernel wants memory of its own.
+//   - a time namespace is to be joined: the kernel wants memory of its own;
+//   - the child waits until an agent has its seccomp listener.
 func (c *Container) mayShareMemory(tasks int) bool {
-	if kernel.noSharedMemory || tasks < lateJoins && !exemptFromOOM() || c.ns.all()&cloneNewTime != 0 {
+	if kernel.noSharedMemory || c.filter != nil && c.filter.Notify || tasks < lateJoins && !exemptFromOOM() || c.ns.all()&cloneNewTime != 0 {
 		return false
 	}
 	return c.ns.userNS() || c.ns.fresh&unix.CLONE_NEWPID != 0 && !c.mayTrace.Load()

@@ -153,12 +153,13 @@ func (n *namespaces) check(linux *specs.Linux) error {
 		return fmt.Errorf("linux.namespaces: a user namespace without a new mount namespace: %w", errUnsupported)
 	case n.fresh&unix.CLONE_NEWUSER != 0 && (len(n.uids) == 0 || len(n.gids) == 0):
 		return fmt.Errorf("linux.uidMappings and gidMappings of a new user namespace: %w", errMissing)
-	case n.fresh&unix.CLONE_NEWUSER != 0 && (len(n.join) > 0 || n.pid != nil || n.fresh&cloneNewTime != 0):
-		return fmt.Errorf("linux.namespaces: a new user namespace with joined ones or a new time namespace: %w", errUnsupported)
-	case n.pid != nil && n.fresh&cloneNewTime != 0:
-		return fmt.Errorf("linux.namespaces: a new time namespace in a joined pid namespace: %w", errUnsupported)
 	case len(linux.TimeOffsets) > 0 && n.fresh&cloneNewTime == 0:
 		return fmt.Errorf("linux.timeOffsets without a new time namespace: %w", unix.EINVAL)
+	}
+	for clock := range linux.TimeOffsets {
+		if clock != "monotonic" && clock != "boottime" {
+			return fmt.Errorf("linux.timeOffsets: clock %q: %w", clock, unix.EINVAL)
+		}
 	}
 	if !n.userNS() {
 		n.uids, n.gids = nil, nil
@@ -226,26 +227,43 @@ func writeProc(pid int, file, text string) error {
 	return nil
 }
 
+// timeOffset is a line of timens_offsets (time_namespaces(7)).
+func timeOffset(clock string, o specs.LinuxTimeOffset) string {
+	return clock + " " + strconv.FormatInt(o.Secs, 10) + " " + strconv.FormatUint(uint64(o.Nanosecs), 10)
+}
+
 // enter appends joining the namespaces given by path, the closing of all that
-// was inherited for that, and the creation of the others where clone3 could not. The user namespace is joined last: root has
-// power over namespaces below the first user namespace, but not the reverse.
-func (b *builder) enter(n *namespaces, offsets map[string]specs.LinuxTimeOffset, procfs uintptr) error {
+// was inherited for that, and the creation of the others where clone3 could not.
+// The user namespace is joined or made last: root has power over namespaces
+// below the first user namespace, but not the reverse.
+func (b *builder) enter(n *namespaces, offsets map[string]specs.LinuxTimeOffset, procfs uintptr) {
 	for _, j := range n.join {
 		b.add(opName{"join " + string(j.kind) + " namespace", j.path}, 0, unix.SYS_SETNS, uintptr(j.fd), namespaceFlag(j.kind))
+	}
+	if n.pid != nil && n.secondClone() {
+		b.add(opName{"join pid namespace", n.pid.path}, 0, unix.SYS_SETNS, uintptr(n.pid.fd), unix.CLONE_NEWPID)
 	}
 	if n.user != nil {
 		b.add(opName{"join user namespace", n.user.path}, 0, unix.SYS_SETNS, uintptr(n.user.fd), unix.CLONE_NEWUSER)
 		b.becomeRoot()
 	}
 	b.closeOthers()
+	if n.userLate() {
+		b.do("create user namespace", unix.SYS_UNSHARE, unix.CLONE_NEWUSER)
+	}
 	if n.fresh&cloneNewTime != 0 {
 		b.do("create time namespace", unix.SYS_UNSHARE, cloneNewTime)
+	}
+	switch {
+	case n.writtenByParent():
+		b.send()
+		b.wait(0)
+		if n.userLate() {
+			b.becomeRoot()
+		}
+	case n.fresh&cloneNewTime != 0:
 		for clock, o := range offsets {
-			if clock != "monotonic" && clock != "boottime" {
-				return fmt.Errorf("linux.timeOffsets: clock %q: %w", clock, unix.EINVAL)
-			}
-			text := clock + " " + strconv.FormatInt(o.Secs, 10) + " " + strconv.FormatUint(uint64(o.Nanosecs), 10)
-			b.writeFile(opName{"set offset of clock", clock}, procfs, "self/timens_offsets", text)
+			b.writeFile(opName{"set offset of clock", clock}, procfs, "self/timens_offsets", timeOffset(clock, o))
 		}
 	}
 	if n.secondClone() {
@@ -254,14 +272,27 @@ func (b *builder) enter(n *namespaces, offsets map[string]specs.LinuxTimeOffset,
 	if rest := n.fresh & (unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS) &^ n.later; rest != 0 {
 		b.do("create namespaces", unix.SYS_UNSHARE, rest)
 	}
-	return nil
+}
+
+// userLate says that the child makes its user namespace itself: from inside it,
+// it could not join namespaces that another user namespace owns, and a clone
+// that makes one cannot be born into a joined pid namespace (clone(2)).
+func (n *namespaces) userLate() bool {
+	return n.fresh&unix.CLONE_NEWUSER != 0 && (len(n.join) > 0 || n.pid != nil || n.fresh&cloneNewTime != 0)
+}
+
+// writtenByParent says that the child waits until its parent has written id
+// maps or clock offsets: the files in its procfs directory are not those of a
+// user namespace's root, since it must not be traced.
+func (n *namespaces) writtenByParent() bool {
+	return n.userLate() || n.user != nil && n.fresh&cloneNewTime != 0
 }
 
 // secondClone says whether the child must clone once more: a new pid namespace
 // cannot be entered by its maker, and one that a joined user namespace owns can
 // only be made from inside that; a new time namespace is for children only.
 func (n *namespaces) secondClone() bool {
-	return n.fresh&cloneNewTime != 0 || n.user != nil && n.fresh&unix.CLONE_NEWPID != 0
+	return n.fresh&cloneNewTime != 0 || (n.user != nil || n.userLate()) && n.fresh&unix.CLONE_NEWPID != 0
 }
 
 // cloneFlags gives the namespaces that the first clone creates: those that a
@@ -271,7 +302,11 @@ func (n *namespaces) cloneFlags() uintptr {
 	if n.secondClone() {
 		return 0
 	}
-	return n.fresh & (unix.CLONE_NEWPID | unix.CLONE_NEWUSER)
+	flags := n.fresh & (unix.CLONE_NEWPID | unix.CLONE_NEWUSER)
+	if n.userLate() {
+		flags &^= unix.CLONE_NEWUSER
+	}
+	return flags
 }
 
 // becomeRoot appends the change to id 0 of the user namespace, with which the

@@ -172,10 +172,13 @@ func (b *builder) finish(pl *plan, procfs uintptr, wait, last step) {
 	b.placeFiles()
 	b.resetSignals()
 	if pl.filter != nil {
-		b.do("load seccomp filter", unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, uintptr(pl.filter.Flags), b.filter(pl.filter.Program))
+		b.listener = b.do("load seccomp filter", unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, uintptr(pl.filter.Flags), b.filter(pl.filter.Program))
 		if privileged != 0 {
 			b.capset(pl.caps.effective, pl.caps.permitted, pl.caps.inheritable)
 		}
+	}
+	if pl.notify() {
+		b.showListener()
 	}
 	if last != nil {
 		last(b)

@@ -371,6 +371,116 @@ func TestSysctlsAndTime(t *testing.T) {
 	}
 }
 
+// TestTimeNamespaceBesideOthers makes a time namespace in each company.
+func TestTimeNamespaceBesideOthers(t *testing.T) {
+	for _, way := range []struct {
+		name string
+		set  func(f *fixture)
+	}{
+		{"joined pid namespace", func(f *fixture) { f.spec.Linux.Namespaces[0].Path = "/proc/self/ns/pid" }},
+		{"pid namespace of another container", func(f *fixture) {
+			other := newFixture(f.t, "pause")
+			c := other.create()
+			f.spec.Linux.Namespaces[0].Path = fmt.Sprintf("/proc/%d/ns/pid", c.Init().Pid())
+		}},
+		{"new user namespace", func(f *fixture) { f.userNS("") }},
+		{"joined user namespace", func(f *fixture) {
+			cfg, _ := newSandbox(f.t, SandboxConfig{NewNet: true, UIDMappings: podMaps, GIDMappings: podMaps})
+			f.userNS(filepath.Join(cfg.Dir, "user"))
+		}},
+	} {
+		t.Run(way.name, func(t *testing.T) {
+			f := newFixture(t, "wait")
+			way.set(f)
+			f.spec.Linux.Namespaces = append(f.spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.TimeNamespace})
+			f.spec.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"boottime": {Secs: 1000000000}, "monotonic": {Secs: 7}}
+			c := f.create()
+			if err := c.Start(); err != nil {
+				t.Fatal(err)
+			}
+			if out := f.exec(c, "read", "/proc/uptime"); !regexp.MustCompile(`uptime: \d+ "10000`).MatchString(out) {
+				t.Errorf("sees\n%s", out)
+			}
+			r := decode(t, f.exec(c, "report"))
+			if r.NS["time"] == ownNS(t, "time") {
+				t.Error("shares the host's time namespace")
+			}
+			checkNoLeaks(t, r)
+		})
+	}
+}
+
+// TestNewUserNamespaceWithJoinedOnes joins what the host owns, and lives in a
+// user namespace of its own beside.
+func TestNewUserNamespaceWithJoinedOnes(t *testing.T) {
+	needRoot(t)
+	host := newFixture(t, "pause")
+	other := host.create()
+	path := func(kind string) string { return fmt.Sprintf("/proc/%d/ns/%s", other.Init().Pid(), kind) }
+	for _, pid := range []string{"", path("pid")} {
+		t.Run("pid namespace "+pid, func(t *testing.T) {
+			f := newFixture(t, "wait")
+			f.userNS("")
+			f.spec.Hostname = ""
+			f.spec.Linux.Namespaces[0].Path = pid
+			f.spec.Linux.Namespaces[1].Path = path("net")
+			f.spec.Linux.Namespaces[2].Path = path("ipc")
+			f.spec.Linux.Namespaces[3].Path = path("uts")
+			// Only their owner may mount what shows these namespaces.
+			f.spec.Mounts = slices.DeleteFunc(f.spec.Mounts, func(m specs.Mount) bool {
+				return m.Type == "mqueue" || m.Type == "sysfs" || m.Type == "cgroup" || pid != "" && m.Type == "proc"
+			})
+			if pid != "" {
+				f.spec.Linux.MaskedPaths, f.spec.Linux.ReadonlyPaths = nil, nil
+				f.spec.Mounts = append(f.spec.Mounts, specs.Mount{Destination: "/proc", Source: "/proc", Options: []string{"rbind", "ro"}})
+			}
+			c := f.create()
+			if err := c.Start(); err != nil {
+				t.Fatal(err)
+			}
+			dir := fmt.Sprintf("/proc/%d/", c.Init().Pid())
+			for kind, same := range map[string]bool{"net": true, "ipc": true, "uts": true, "user": false, "mnt": false, "pid": pid != ""} {
+				ours, err := os.Readlink(dir + "ns/" + kind)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if theirs, _ := os.Readlink(path(kind)); (ours == theirs) != same {
+					t.Errorf("%s namespace is %s, the other container's %s", kind, ours, theirs)
+				}
+			}
+			status, _ := os.ReadFile(dir + "status")
+			if !strings.Contains(string(status), "Uid:\t200000\t") {
+				t.Errorf("not root of its user namespace:\n%s", status)
+			}
+			if out := f.exec(c, "stat", "/etc/passwd"); !strings.Contains(out, "uid=0 gid=0") {
+				t.Errorf("exec sees %s", out)
+			}
+		})
+	}
+}
+
+// TestRootOfSeveralMounts is what a task's Create may ask for.
+func TestRootOfSeveralMounts(t *testing.T) {
+	f := newFixture(t, "read", "/volume/kept", "/tmp/kept", "/hidden/kept")
+	data := t.TempDir()
+	if err := os.WriteFile(filepath.Join(data, "kept"), []byte("data\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	f.cfg.Rootfs = []Mount{
+		{Type: "tmpfs", Source: "tmpfs"},
+		{Type: "bind", Source: data, Options: []string{"bind"}, Target: "/hidden"},
+		f.cfg.Rootfs[0],
+		{Type: "bind", Source: data, Options: []string{"bind", "ro"}, Target: "volume"},
+		{Type: "tmpfs", Source: "tmpfs", Target: "/../tmp"},
+	}
+	out, _ := f.run()
+	for _, want := range []string{`volume/kept: 5 "data\n"`, "/tmp/kept: 0", "/hidden/kept: 0"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q in\n%s", want, out)
+		}
+	}
+}
+
 func TestErrorsNameTheField(t *testing.T) {
 	for _, tt := range []struct {
 		name, want string

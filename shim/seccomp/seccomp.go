@@ -79,6 +79,9 @@ func compile(p *specs.LinuxSeccomp, goarch string) (*Filter, error) {
 	if p == nil || p.DefaultAction == "" && len(p.Syscalls) == 0 {
 		return nil, nil
 	}
+	if err := checkNotify(p); err != nil {
+		return nil, fmt.Errorf("compile seccomp profile: %w", err)
+	}
 	f := &Filter{ListenerPath: p.ListenerPath, ListenerMetadata: p.ListenerMetadata}
 	c, err := newCompiler(p, goarch)
 	if err != nil {
@@ -95,6 +98,20 @@ func compile(p *specs.LinuxSeccomp, goarch string) (*Filter, error) {
 		return nil, fmt.Errorf("compile seccomp profile: %d instructions: %w", len(f.Program), ErrTooLarge)
 	}
 	return f, nil
+}
+
+// checkNotify refuses an agent's say over write(2), with which the process that
+// loads the filter tells that there is something to hand to the agent.
+func checkNotify(p *specs.LinuxSeccomp) error {
+	if p.DefaultAction == specs.ActNotify {
+		return fmt.Errorf("SCMP_ACT_NOTIFY as the default action: %w", unix.EINVAL)
+	}
+	for i := range p.Syscalls {
+		if s := &p.Syscalls[i]; s.Action == specs.ActNotify && slices.Contains(s.Names, "write") {
+			return fmt.Errorf("SCMP_ACT_NOTIFY for write: %w", unix.EINVAL)
+		}
+	}
+	return nil
 }
 
 func flags(names []specs.LinuxSeccompFlag, notify bool) (uint32, error) {
