@@ -202,6 +202,18 @@ func (c *container) forget(p *process) {
 	}
 }
 
+// abandon is for a process of Run whose daemon has hung up: nobody will wait for
+// it. One with a tree is ended, for nobody will end it when its time is over.
+func (c *container) abandon(p *process) {
+	c.forget(p)
+	if !p.tree {
+		return
+	}
+	if err := p.killTree(); err != nil {
+		fmt.Fprintf(os.Stderr, "longshore-shim: end process %s of container %s: %v\n", p.execID, c.id, err)
+	}
+}
+
 // dropGroup removes the group of a process that has ended. One in which others
 // live on is tried again when the next process ends, and goes with the container
 // at the latest.

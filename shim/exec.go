@@ -103,7 +103,7 @@ func (s *service) run(ctx context.Context, decode func(any) error, files *api.Fi
 	io := launch.Stdio{Stdin: take(files, req.Stdin), Stdout: take(files, req.Stdout), Stderr: take(files, req.Stderr)}
 	defer closeAll(io.Stdin, io.Stdout, io.Stderr)
 	p := newProcess(req.ExecID, &streams{})
-	p.spec, p.transient, p.state = spec, true, api.StatusRunning
+	p.spec, p.transient, p.tree, p.state = spec, true, req.Tree, api.StatusRunning
 	if req.Tree {
 		if p.group, err = c.launched.Cgroup().Child("exec-" + req.ExecID); err != nil {
 			return nil, err
@@ -120,9 +120,9 @@ func (s *service) run(ctx context.Context, decode func(any) error, files *api.Fi
 	if err := run(p, io); err != nil {
 		return nil, err
 	}
-	if ctx.Err() != nil { // nobody will wait for it
-		c.forget(p)
-		return nil, p.killTree()
+	if ctx.Err() != nil {
+		c.abandon(p)
+		return nil, ctx.Err()
 	}
 	return &api.RunResponse{Pid: uint32(p.pid())}, nil
 }

@@ -19,7 +19,8 @@ type process struct {
 	streams   *streams
 	transient bool           // made by Run: dropped once its end is told
 	spec      *specs.Process // of an exec that waits for Start
-	group     *cgroup.Group  // of its own, below the container's; nil: none
+	tree      bool           // ends with what it has left behind, and with its daemon
+	group     *cgroup.Group  // of the tree, below the container's; nil: none
 	left      chan struct{}  // closed when nobody waits for it any more
 	done      chan struct{}  // closed once exit is set
 	exit      api.Exit       // valid after done

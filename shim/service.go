@@ -166,7 +166,7 @@ func (s *service) wait(ctx context.Context, decode func(any) error, _ *api.Files
 		return nil, api.Errorf(api.CodeNotFound, "process %q of container %s was given up", p.execID, c.id)
 	case <-ctx.Done():
 		if errors.Is(ctx.Err(), context.Canceled) {
-			c.forget(p) // who ran it has hung up
+			c.abandon(p)
 		}
 		return nil, api.Errorf(api.CodeDeadlineExceeded, "wait for %s: %v", c.id, ctx.Err())
 	}

@@ -9,7 +9,8 @@ package api
 // this order, of those whose flag is set; with a terminal it carries none, and
 // the answer carries the terminal's master, of which the shim keeps no copy:
 // when the caller closes it, or dies, the terminal hangs up. With Tree, Kill
-// with All ends the process and everything that it has left behind.
+// with All ends the process and everything that it has left behind, and so does
+// the end of the connection on which its Wait is called.
 //
 // The process is forgotten once its end was told, or by Delete, which a running
 // one survives.

@@ -31,6 +31,8 @@ func init() {
 	commands["settled"] = verb(settled)
 	commands["execsync-big"] = verb(execSyncBig)
 	commands["execsync-many"] = verb(execSyncMany)
+	commands["execsync-leave"] = verb(execSyncLeave)
+	commands["leave"] = verb(leave)
 	commands["until-ps"] = verb(untilPs)
 	commands["daemon-below"] = verb(daemonBelow)
 }
@@ -364,6 +366,24 @@ func execSyncMany(s *session, ctx context.Context, args []string, _ io.Writer) e
 	}
 	running.Wait()
 	return errors.Join(errs...)
+}
+
+// execsync-leave NAME ARG... starts a command and does not wait for it; leave
+// cancels it, as a client that dies.
+func execSyncLeave(s *session, _ context.Context, args []string, _ io.Writer) error {
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_, _ = s.node.Runtime.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: s.ids[args[0]], Cmd: args[1:]})
+	}()
+	s.leave = func() { cancel(); <-ended }
+	return nil
+}
+
+func leave(s *session, _ context.Context, _ []string, _ io.Writer) error {
+	s.leave()
+	return nil
 }
 
 // until-ps NAME [!] TEXT waits until a container has, or has not, a process with

@@ -38,6 +38,7 @@ type session struct {
 	logs map[string]string // container name -> log file
 
 	hanging  []net.Conn     // connections that nobody reads
+	leave    func()         // cancels a call; see the verb
 	marked   map[string]int // descriptors; see the verb
 	registry *registrytest.Registry
 	spoil    func(http.ResponseWriter, *http.Request) bool // answers a request instead of the registry
