@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/longshore/longshore/engine"
+	"github.com/longshore/longshore/engine/nri"
 	"github.com/longshore/longshore/images"
 	"github.com/longshore/longshore/internal/systemd"
 	"github.com/pelletier/go-toml/v2"
@@ -29,6 +30,38 @@ type Config struct {
 	Pods      PodsConfig      `toml:"pods" comment:"Defaults of pods and containers."`
 	Network   NetworkConfig   `toml:"network" comment:"The pod network."`
 	Images    ImagesConfig    `toml:"images" comment:"Where images come from."`
+	CDI       CDIConfig       `toml:"cdi" comment:"Devices by the Container Device Interface."`
+	NRI       NRIConfig       `toml:"nri" comment:"Plugins of the Node Resource Interface, which see and adjust pods and containers."`
+}
+
+// CDIConfig is about devices that have a specification.
+type CDIConfig struct {
+	SpecDirs []string `toml:"spec_dirs" comment:"Where specifications lie; of two for one device the one in the later directory wins."`
+}
+
+// NRIConfig is about plugins.
+type NRIConfig struct {
+	Enabled             bool            `toml:"enabled"`
+	Socket              string          `toml:"socket" comment:"Where plugins register."`
+	DisableConnections  bool            `toml:"disable_connections" comment:"Only the plugins of plugin_dir."`
+	PluginDir           string          `toml:"plugin_dir" comment:"Plugins that the daemon starts, named INDEX-NAME."`
+	PluginConfigDir     string          `toml:"plugin_config_dir" comment:"Their configuration: INDEX-NAME.conf or NAME.conf."`
+	RegistrationTimeout Duration        `toml:"registration_timeout" comment:"For a plugin that has connected."`
+	RequestTimeout      Duration        `toml:"request_timeout" comment:"For each answer of a plugin; one that misses it is dropped."`
+	Validator           ValidatorConfig `toml:"validator" comment:"What plugins may not adjust."`
+}
+
+// ValidatorConfig is about the built-in validator of adjustments.
+type ValidatorConfig struct {
+	Enabled                     bool     `toml:"enabled"`
+	RejectOCIHooks              bool     `toml:"reject_oci_hooks"`
+	RejectRuntimeDefaultSeccomp bool     `toml:"reject_runtime_default_seccomp" comment:"Changes of the runtime's default profile."`
+	RejectUnconfinedSeccomp     bool     `toml:"reject_unconfined_seccomp" comment:"Profiles for containers that have none."`
+	RejectCustomSeccomp         bool     `toml:"reject_custom_seccomp" comment:"Changes of localhost profiles."`
+	RejectNamespaces            bool     `toml:"reject_namespaces"`
+	RejectSysctls               bool     `toml:"reject_sysctls"`
+	RequiredPlugins             []string `toml:"required_plugins" comment:"Without these no container is made."`
+	TolerateMissingAnnotation   string   `toml:"tolerate_missing_plugins_annotation" comment:"The annotation by which a pod does without them."`
 }
 
 // StreamingConfig is about exec, attach and port-forward.
@@ -98,6 +131,9 @@ func defaultConfig() Config {
 		Network: NetworkConfig{ConfDir: "/etc/cni/net.d", BinDirs: []string{"/opt/cni/bin"},
 			CacheDir: "/var/lib/cni", DataDir: "/var/lib/cni/networks"},
 		Images: ImagesConfig{ParallelLayers: 3},
+		CDI:    CDIConfig{SpecDirs: []string{"/etc/cdi", "/var/run/cdi"}},
+		NRI: NRIConfig{Enabled: true, Socket: "/var/run/nri/nri.sock", PluginDir: "/opt/nri/plugins", PluginConfigDir: "/etc/nri/conf.d",
+			RegistrationTimeout: Duration(5 * time.Second), RequestTimeout: Duration(2 * time.Second), Validator: ValidatorConfig{RequiredPlugins: []string{}}},
 	}
 }
 
@@ -154,7 +190,8 @@ func joinKey(key toml.Key) string {
 // check refuses what cannot work.
 func (c *Config) check() error {
 	for name, path := range map[string]string{"socket": c.Socket, "run_dir": c.RunDir, "state_dir": c.StateDir,
-		"network.conf_dir": c.Network.ConfDir, "network.cache_dir": c.Network.CacheDir, "network.data_dir": c.Network.DataDir} {
+		"network.conf_dir": c.Network.ConfDir, "network.cache_dir": c.Network.CacheDir, "network.data_dir": c.Network.DataDir,
+		"nri.socket": c.NRI.Socket, "nri.plugin_dir": c.NRI.PluginDir, "nri.plugin_config_dir": c.NRI.PluginConfigDir} {
 		if !filepath.IsAbs(path) {
 			return fmt.Errorf("configuration: %s: %q is not an absolute path", name, path)
 		}
@@ -175,6 +212,14 @@ func (c *Config) check() error {
 	}
 	if c.Streaming.IdleTimeout <= 0 {
 		return fmt.Errorf("configuration: streaming.idle_timeout: %v is not more than 0", time.Duration(c.Streaming.IdleTimeout))
+	}
+	for _, dir := range c.CDI.SpecDirs {
+		if !filepath.IsAbs(dir) {
+			return fmt.Errorf("configuration: cdi.spec_dirs: %q is not an absolute path", dir)
+		}
+	}
+	if c.NRI.RegistrationTimeout <= 0 || c.NRI.RequestTimeout <= 0 {
+		return fmt.Errorf("configuration: nri: a time-out of 0 or less")
 	}
 	if c.IdleShims < 0 {
 		return fmt.Errorf("configuration: idle_shims: %d is less than 0", c.IdleShims)
@@ -219,8 +264,19 @@ func (c *Config) cgroups() (bySystemd bool, parent string) {
 func (c *Config) engine() engine.Config {
 	bySystemd, parent := c.cgroups()
 	return engine.Config{RunDir: c.RunDir, StateDir: c.StateDir, SystemdCgroups: bySystemd, CgroupParent: parent, ShmSize: c.Pods.ShmSize,
+		CDIDirs: c.CDI.SpecDirs, NRI: c.NRI.host(), Version: version(),
 		SeccompDefault: c.Pods.Seccomp, SeccompProfileDir: c.Pods.SeccompProfileRoot, Handlers: c.Pods.RuntimeHandlers,
 		CNI: engine.CNIConfig{ConfDir: c.Network.ConfDir, BinDirs: c.Network.BinDirs, CacheDir: c.Network.CacheDir, DataDir: c.Network.DataDir}}
+}
+
+func (c *NRIConfig) host() nri.Config {
+	v := &c.Validator
+	return nri.Config{Enabled: c.Enabled, Socket: c.Socket, NoConnections: c.DisableConnections, PluginDir: c.PluginDir,
+		PluginConfigDir: c.PluginConfigDir, RegistrationTimeout: time.Duration(c.RegistrationTimeout), RequestTimeout: time.Duration(c.RequestTimeout),
+		Validator: nri.Validator{Enable: v.Enabled, RejectOCIHookAdjustment: v.RejectOCIHooks,
+			RejectRuntimeDefaultSeccompAdjustment: v.RejectRuntimeDefaultSeccomp, RejectUnconfinedSeccompAdjustment: v.RejectUnconfinedSeccomp,
+			RejectCustomSeccompAdjustment: v.RejectCustomSeccomp, RejectNamespaceAdjustment: v.RejectNamespaces,
+			RejectSysctlAdjustment: v.RejectSysctls, RequiredPlugins: v.RequiredPlugins, TolerateMissingAnnotation: v.TolerateMissingAnnotation}}
 }
 
 func (c *Config) images() images.Config {

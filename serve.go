@@ -68,6 +68,9 @@ func serve(ctx context.Context, cfg *Config) error {
 	if err := e.Recover(ctx); err != nil {
 		return fmt.Errorf("recover: %w", err)
 	}
+	if err := e.StartPlugins(); err != nil {
+		return err
+	}
 	streams, err := newStreams(&cfg.Streaming, e, log)
 	if err != nil {
 		return err

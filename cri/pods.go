@@ -149,6 +149,6 @@ func labelsMatch(labels, selector map[string]string) bool {
 
 // UpdatePodSandboxResources takes note that kubelet has changed the pod's
 // cgroup, which is its own.
-func (s *Server) UpdatePodSandboxResources(_ context.Context, req *runtimeapi.UpdatePodSandboxResourcesRequest) (*runtimeapi.UpdatePodSandboxResourcesResponse, error) {
-	return &runtimeapi.UpdatePodSandboxResourcesResponse{}, s.engine.UpdatePodResources(req.PodSandboxId, resources(req.Overhead), resources(req.Resources))
+func (s *Server) UpdatePodSandboxResources(ctx context.Context, req *runtimeapi.UpdatePodSandboxResourcesRequest) (*runtimeapi.UpdatePodSandboxResourcesResponse, error) {
+	return &runtimeapi.UpdatePodSandboxResourcesResponse{}, s.engine.UpdatePodResources(ctx, req.PodSandboxId, resources(req.Overhead), resources(req.Resources))
 }

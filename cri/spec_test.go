@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containerd/nri/pkg/api"
 	"github.com/longshore/longshore/engine"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/encoding/protojson"
@@ -24,7 +25,9 @@ type specCase struct {
 	Image     engine.ImageConfig `json:"image"`
 	User      engine.User        `json:"user"`
 	TargetPid int                `json:"targetPid"`
-	Error     string             `json:"error"` // wanted instead of a specification
+	CDI       map[string]string  `json:"cdi"`    // specifications of devices, by file
+	Adjust    json.RawMessage    `json:"adjust"` // what plugins want changed
+	Error     string             `json:"error"`  // wanted instead of a specification
 }
 
 // TestSpec translates each request into an OCI specification and compares it
@@ -48,7 +51,7 @@ func checkSpec(t *testing.T, path string) {
 	if err := json.Unmarshal(data, &c); err != nil {
 		t.Fatal(err)
 	}
-	spec, err := translate(&c)
+	spec, err := translate(&c, t.TempDir())
 	if c.Error != "" {
 		if err == nil || !strings.Contains(err.Error(), c.Error) {
 			t.Errorf("error = %v, want %q", err, c.Error)
@@ -78,8 +81,8 @@ func checkSpec(t *testing.T, path string) {
 }
 
 // translate goes the whole way from the request, with a machine that has
-// every facility but no devices of its own.
-func translate(c *specCase) (*specs.Spec, error) {
+// every facility but no devices of its own; those of CDI are described in dir.
+func translate(c *specCase, dir string) (*specs.Spec, error) {
 	var pod runtimeapi.PodSandboxConfig
 	var container runtimeapi.ContainerConfig
 	if err := protojson.Unmarshal(c.Pod, &pod); err != nil {
@@ -99,9 +102,36 @@ func translate(c *specCase) (*specs.Spec, error) {
 	spec, err := engine.BuildSpec(&engine.SpecInput{ID: "c1", Pod: p, PodDir: "/run/longshore/pods/p1", Config: ctr, Image: c.Image, User: c.User,
 		CgroupPath: "/longshore/p1/c1", TargetPid: c.TargetPid, Hostname: "node", SeccompDefault: "unconfined", AppArmor: true, SELinux: true,
 		HostCapabilities: []string{"CAP_CHOWN", "CAP_KILL", "CAP_SYS_ADMIN"}})
-	if err == nil && spec.Linux.Seccomp != nil {
+	if err != nil {
+		return nil, err
+	}
+	if spec.Linux.Seccomp != nil {
 		// The default profile is a library's; that it is there is what counts.
 		spec.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: spec.Linux.Seccomp.DefaultAction}
 	}
-	return spec, err
+	return spec, change(c, &ctr, spec, dir)
+}
+
+// change injects the devices of a case and adjusts its specification.
+func change(c *specCase, ctr *engine.ContainerConfig, spec *specs.Spec, dir string) error {
+	for name, content := range c.CDI {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644); err != nil {
+			return err
+		}
+	}
+	devices, err := engine.CDIDevices(ctr)
+	if err != nil {
+		return err
+	}
+	if err := engine.InjectCDI(spec, []string{dir}, devices); err != nil {
+		return err
+	}
+	if c.Adjust == nil {
+		return nil
+	}
+	var adjust api.ContainerAdjustment
+	if err := protojson.Unmarshal(c.Adjust, &adjust); err != nil {
+		return err
+	}
+	return engine.AdjustSpec(spec, &adjust, []string{dir})
 }

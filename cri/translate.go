@@ -137,9 +137,6 @@ func containerConfig(c *runtimeapi.ContainerConfig) (engine.ContainerConfig, err
 	if c.GetMetadata() == nil || c.GetImage() == nil {
 		return engine.ContainerConfig{}, fmt.Errorf("%w: a container needs metadata and an image", engine.ErrInvalid)
 	}
-	if len(c.CDIDevices) > 0 {
-		return engine.ContainerConfig{}, fmt.Errorf("%w: CDI_devices: CDI devices are not served yet", engine.ErrInvalid)
-	}
 	out := engine.ContainerConfig{
 		Name: c.Metadata.Name, Attempt: c.Metadata.Attempt, Image: c.Image.Image, UserImage: c.Image.UserSpecifiedImage, ImageNotes: c.Image.Annotations,
 		Command: c.Command, Args: c.Args, WorkingDir: c.WorkingDir, Labels: c.Labels, Annotations: c.Annotations, LogPath: c.LogPath,
@@ -150,6 +147,9 @@ func containerConfig(c *runtimeapi.ContainerConfig) (engine.ContainerConfig, err
 	}
 	for _, d := range c.Devices {
 		out.Devices = append(out.Devices, engine.Device{ContainerPath: d.ContainerPath, HostPath: d.HostPath, Permissions: d.Permissions})
+	}
+	for _, d := range c.CDIDevices {
+		out.CDIDevices = append(out.CDIDevices, d.GetName())
 	}
 	for _, m := range c.Mounts {
 		out.Mounts = append(out.Mounts, mount(m))

@@ -1,6 +1,10 @@
 package engine
 
-import "path/filepath"
+import (
+	"path/filepath"
+
+	"github.com/longshore/longshore/engine/nri"
+)
 
 // Config is what the engine needs to know of the node.
 type Config struct {
@@ -19,6 +23,10 @@ type Config struct {
 	CNI CNIConfig
 
 	Handlers []string // runtime handlers beside the default one ""
+
+	CDIDirs []string   // specifications of CDI devices; later ones win
+	NRI     nri.Config // plugins
+	Version string     // the daemon's, as plugins are told
 }
 
 // CNIConfig says where the network's configuration and state lie.

@@ -7,8 +7,10 @@ import (
 	"path/filepath"
 	"reflect"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	nriapi "github.com/containerd/nri/pkg/api"
 	"github.com/longshore/longshore/internal/atomicfile"
 	"github.com/longshore/longshore/internal/undo"
 	"github.com/longshore/longshore/shim/api"
@@ -24,6 +26,7 @@ type container struct {
 	failed    error         // why it could not be made; valid after settled
 	exited    chan struct{} // closed once the end is recorded
 	released  chan struct{} // closed once its shim holds nothing of it
+	announced atomic.Bool   // plugins know of it
 
 	mu       sync.Mutex // guards all below
 	rec      Container
@@ -31,6 +34,7 @@ type container struct {
 	starting chan struct{} // closed once StartContainer has its result
 	startErr error
 	process  *specs.Process // of the container, as a pattern for exec
+	evicted  string         // why a plugin had it ended
 }
 
 func newContainer(rec Container) *container {
@@ -143,6 +147,7 @@ func (e *Engine) makeContainer(ctx context.Context, p *pod, c *container) {
 		e.forgetContainer(c)
 		return
 	}
+	e.told(ctx, nriapi.Event_POST_CREATE_CONTAINER, c)
 	e.events.publish(Event{PodID: c.podID, ContainerID: c.id, Kind: EventCreated, At: time.Now()})
 	e.work.Go(func() { e.watch(c) })
 }
@@ -160,8 +165,14 @@ func (e *Engine) create(ctx context.Context, p *pod, c *container) error {
 	if err != nil {
 		return err
 	}
-	if err := atomicfile.WriteJSON(filepath.Join(e.cfg.containerDir(c.id), configFile), spec, atomicfile.Volatile); err != nil {
+	taken.Add(func() { e.withdraw(ctx, c) })
+	if err := e.announce(ctx, p.snapshot(), c, spec); err != nil {
 		return err
+	}
+	if spec.Hooks != nil { // they expect the root at its place, which the container sees alone
+		if err := os.Mkdir(filepath.Join(e.cfg.containerDir(c.id), spec.Root.Path), 0o700); err != nil {
+			return err
+		}
 	}
 	shim, err := e.shims.Get()
 	if err != nil {
@@ -248,7 +259,7 @@ func (e *Engine) startContainer(ctx context.Context, c *container) error {
 	c.starting = make(chan struct{})
 	c.mu.Unlock()
 	defer close(c.starting)
-	if err := e.updateContainer(c, func(r *Container) { r.State = ContainerStarting }); err != nil {
+	if err := e.announceStart(ctx, c); err != nil {
 		return err
 	}
 	if err := shim.Start(ctx, c.id); err != nil {
@@ -260,8 +271,18 @@ func (e *Engine) startContainer(ctx context.Context, c *container) error {
 	if err := e.updateContainer(c, func(r *Container) { r.State, r.StartedAt = ContainerRunning, time.Now() }); err != nil {
 		return err
 	}
+	e.told(ctx, nriapi.Event_POST_START_CONTAINER, c)
 	e.events.publish(Event{PodID: c.podID, ContainerID: c.id, Kind: EventStarted, At: time.Now()})
 	return nil
+}
+
+// announceStart tells plugins, which may refuse, and records the start.
+func (e *Engine) announceStart(ctx context.Context, c *container) error {
+	defer e.plugins.Block()()
+	if err := e.tell(ctx, nriapi.Event_START_CONTAINER, c); err != nil {
+		return fmt.Errorf("start container %s: %w", c.snapshot().Config.Name, err)
+	}
+	return e.updateContainer(c, func(r *Container) { r.State = ContainerStarting })
 }
 
 func (e *Engine) podState(id string) PodState {

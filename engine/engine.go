@@ -7,11 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
+	"github.com/longshore/longshore/engine/nri"
 	"github.com/longshore/longshore/images"
 	"github.com/longshore/longshore/internal/cgroup"
 	"github.com/longshore/longshore/shim/client"
@@ -28,6 +31,7 @@ type Engine struct {
 	events  bus
 	rates   rates
 	host    hostFacts
+	plugins *nri.Host // nil without
 
 	life context.Context // ends with the daemon; watchers live by it
 	stop context.CancelFunc
@@ -61,13 +65,19 @@ func New(cfg Config, store *images.Store, shims *client.Pool, log *slog.Logger) 
 		pods: map[string]*pod{}, podKeys: map[PodKey]*pod{}, containers: map[string]*container{}}
 	e.workers.pool = shims
 	e.life, e.stop = context.WithCancel(context.Background())
+	if e.plugins, err = nri.New(cfg.NRI, cfg.Version, pluginRuntime{e}, log); err != nil {
+		return nil, err
+	}
 	return e, nil
 }
 
 // Close waits for the operations under way and lets go of the shims. No
 // container is touched.
 func (e *Engine) Close() {
-	e.stop()
+	e.plugins.Close()
+	e.mu.Lock()
+	e.stop() // plugins begin nothing any more
+	e.mu.Unlock()
 	e.work.Wait()
 	e.workers.close()
 	e.mu.Lock()
@@ -146,13 +156,17 @@ func (e *Engine) containersOf(podID string) []*container {
 	return all
 }
 
-// Pod gives a pod by its id.
+// Pod gives a pod by its id, unless it is still being made.
 func (e *Engine) Pod(id string) (Pod, error) {
 	p, err := e.findPod(id)
 	if err != nil {
 		return Pod{}, err
 	}
-	return p.snapshot(), nil
+	s := p.snapshot()
+	if s.State == PodCreating {
+		return Pod{}, fmt.Errorf("pod %q: %w: it is being made", id, ErrNotFound)
+	}
+	return s, nil
 }
 
 // Pods gives all pods that clients may see: not those still being made.
@@ -172,23 +186,22 @@ func (e *Engine) Pods() []Pod {
 	return all
 }
 
-// Container gives a container by its id.
+// Container gives a container by its id, unless it is still being made.
 func (e *Engine) Container(id string) (Container, error) {
 	c, err := e.findContainer(id)
 	if err != nil {
 		return Container{}, err
 	}
-	return c.snapshot(), nil
+	s := c.snapshot()
+	if s.State == ContainerCreating {
+		return Container{}, fmt.Errorf("container %q: %w: it is being made", id, ErrNotFound)
+	}
+	return s, nil
 }
 
 // Containers gives all containers that clients may see.
 func (e *Engine) Containers() []Container {
-	e.mu.Lock()
-	containers := make([]*container, 0, len(e.containers))
-	for _, c := range e.containers {
-		containers = append(containers, c)
-	}
-	e.mu.Unlock()
+	containers := e.allContainers()
 	all := make([]Container, 0, len(containers))
 	for _, c := range containers {
 		if s := c.snapshot(); s.State != ContainerCreating {
@@ -196,6 +209,13 @@ func (e *Engine) Containers() []Container {
 		}
 	}
 	return all
+}
+
+// allContainers gives those still being made, too.
+func (e *Engine) allContainers() []*container {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return slices.Collect(maps.Values(e.containers))
 }
 
 // semaphore serialises the operations on one object; unlike a mutex it can be

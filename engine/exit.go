@@ -39,14 +39,18 @@ func (e *Engine) watch(c *container) {
 func (e *Engine) finish(c *container, waitErr error) {
 	exit, err := e.exitOf(c, waitErr)
 	c.mu.Lock()
-	startErr := c.startErr
+	startErr, evicted := c.startErr, c.evicted
 	c.mu.Unlock()
 	if err == nil {
+		if evicted != "" {
+			exit.Message = evicted
+		}
 		err = e.updateContainer(c, func(r *Container) { setExit(r, exit, startErr) })
 	}
 	if err != nil {
 		e.log.Error("end of a container is not recorded", "container", c.id, "err", err)
 	}
+	e.toldStop(context.Background(), c) // bounded by the plugins' time
 	close(c.exited)
 	rec := c.snapshot()
 	e.log.Info("container has exited", "container", c.id, "pod", c.podID, "code", rec.ExitCode, "reason", rec.Reason)

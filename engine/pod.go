@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	nriapi "github.com/containerd/nri/pkg/api"
 	"github.com/longshore/longshore/cni"
 	"github.com/longshore/longshore/internal/atomicfile"
 	"github.com/longshore/longshore/shim/api"
@@ -151,9 +152,14 @@ func (e *Engine) sandbox(ctx context.Context, p *pod) error {
 	if err != nil {
 		return fmt.Errorf("make sandbox of pod %s/%s: %w", cfg.Namespace, cfg.Name, err)
 	}
-	return e.updatePod(p, func(r *Pod) {
+	err = e.announcePod(ctx, p, func(r *Pod) {
 		r.State, r.IPs, r.InitPid, r.CNIResult, r.Shim = PodReady, result.IPs, result.InitPid, result.CNIResult, ""
 	})
+	if err != nil {
+		e.withdrawPod(ctx, p.snapshot())
+		return errors.Join(fmt.Errorf("make pod %s/%s: %w", cfg.Namespace, cfg.Name, err), e.removeSandbox(ctx, p))
+	}
+	return nil
 }
 
 // network finds the configured network.
@@ -274,8 +280,12 @@ func (e *Engine) stopPod(ctx context.Context, p *pod) error {
 	if err := e.each(e.containersOf(p.id), func(c *container) error { return e.stopContainer(ctx, c, 0) }); err != nil {
 		return err
 	}
+	before := p.snapshot()
 	if err := e.updatePod(p, func(r *Pod) { r.State = PodStopping }); err != nil {
 		return err
+	}
+	if before.State == PodReady { // or else a stop that was not finished has told them
+		e.toldPod(ctx, nriapi.Event_STOP_POD_SANDBOX, before)
 	}
 	if err := e.removeSandbox(ctx, p); err != nil {
 		return fmt.Errorf("stop pod %s: %w", p.id, err)
@@ -340,6 +350,7 @@ func (e *Engine) removePod(ctx context.Context, p *pod) error {
 	if err := e.updatePod(p, func(r *Pod) { r.State = PodRemoving }); err != nil {
 		return err
 	}
+	e.toldPod(ctx, nriapi.Event_REMOVE_POD_SANDBOX, p.snapshot())
 	if err := os.RemoveAll(e.cfg.podDir(p.id)); err != nil {
 		return err
 	}
@@ -410,18 +421,30 @@ func resolvConf(dns *DNS) ([]byte, error) {
 }
 
 // UpdatePodResources takes note of what a pod's cgroup, which the client
-// owns, has been set to.
-func (e *Engine) UpdatePodResources(id string, overhead, resources *Resources) error {
+// owns, is to be set to, unless a plugin refuses it.
+func (e *Engine) UpdatePodResources(ctx context.Context, id string, overhead, resources *Resources) error {
 	p, err := e.findPod(id)
 	if err != nil {
 		return err
 	}
-	return e.updatePod(p, func(r *Pod) {
-		if overhead != nil {
-			r.Config.Overhead = overhead
+	return e.do(ctx, func(ctx context.Context) error {
+		if e.plugins.Active() {
+			err := e.plugins.UpdatePod(ctx, e.pluginPod(p.snapshot()), pluginResources(overhead), pluginResources(resources))
+			if err != nil {
+				return fmt.Errorf("update pod %s: %w", p.id, err)
+			}
 		}
-		if resources != nil {
-			r.Config.Resources = resources
+		err := e.updatePod(p, func(r *Pod) {
+			if overhead != nil {
+				r.Config.Overhead = overhead
+			}
+			if resources != nil {
+				r.Config.Resources = resources
+			}
+		})
+		if err == nil {
+			e.toldPod(ctx, nriapi.Event_POST_UPDATE_POD_SANDBOX, p.snapshot())
 		}
+		return err
 	})
 }

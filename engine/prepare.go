@@ -55,6 +55,13 @@ func (e *Engine) prepare(p Pod, c *container) (*specs.Spec, *api.Mount, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	devices, err := CDIDevices(&cfg)
+	if err == nil {
+		err = InjectCDI(spec, e.cfg.CDIDirs, devices)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
 	err = e.updateContainer(c, func(r *Container) {
 		r.MountNotes = in.ImageIDs
 		r.ImageID, r.ImageRef, r.User, r.StopSignal, r.LogPath, r.CgroupPath = img.ID, img.ID, who, stopSignal, logPath, in.CgroupPath

@@ -193,6 +193,7 @@ func (e *Engine) loadContainer(ctx context.Context, dir string) error {
 		return err
 	}
 	c := newContainer(rec)
+	c.announced.Store(true) // plugins that were told are told again
 	close(c.settled)
 	shim, state := adopt(ctx, rec)
 	c.shim = shim

@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"github.com/containerd/nri/pkg/api"
 )
 
 // RemoveContainer ends a container if it runs, and removes it. Its log stays.
@@ -40,6 +42,7 @@ func (e *Engine) removeContainer(ctx context.Context, c *container) error {
 	if err := e.updateContainer(c, func(r *Container) { r.State = ContainerRemoving }); err != nil {
 		return err
 	}
+	e.told(ctx, api.Event_REMOVE_CONTAINER, c)
 	e.discardContainer(c)
 	e.forgetContainer(c)
 	e.events.publish(Event{PodID: c.podID, ContainerID: c.id, Kind: EventDeleted, At: time.Now()})

@@ -4,6 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+
+	"github.com/containerd/nri/pkg/api"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
 // UpdateContainer changes a container's limits: those that are set.
@@ -13,15 +16,29 @@ func (e *Engine) UpdateContainer(ctx context.Context, id string, change Resource
 		return err
 	}
 	return e.do(ctx, func(ctx context.Context) error {
-		if err := c.op.acquire(ctx); err != nil {
+		set, others, err := e.askUpdate(ctx, c, linuxResources(&change))
+		e.follow(ctx, others) // before c is held: its own update may be what another waits for
+		if err != nil {
+			return fmt.Errorf("update container %s: %w", c.id, err)
+		}
+		if err := e.setResources(ctx, c, set, change.OOMScoreAdj); err != nil {
 			return err
 		}
-		defer c.op.release()
-		return e.updateResources(ctx, c, change)
+		e.told(ctx, api.Event_POST_UPDATE_CONTAINER, c)
+		return nil
 	})
 }
 
-func (e *Engine) updateResources(ctx context.Context, c *container, change Resources) error {
+func (e *Engine) setResources(ctx context.Context, c *container, set *specs.LinuxResources, oomScoreAdj int64) error {
+	if err := c.op.acquire(ctx); err != nil {
+		return err
+	}
+	defer c.op.release()
+	return e.updateResources(ctx, c, set, oomScoreAdj)
+}
+
+// updateResources sets limits of a container whose semaphore is held.
+func (e *Engine) updateResources(ctx context.Context, c *container, set *specs.LinuxResources, oomScoreAdj int64) error {
 	rec := c.snapshot()
 	switch rec.State {
 	case ContainerCreated, ContainerRunning:
@@ -32,7 +49,7 @@ func (e *Engine) updateResources(ctx context.Context, c *container, change Resou
 	if err != nil {
 		return err
 	}
-	data, err := json.Marshal(linuxResources(&change))
+	data, err := json.Marshal(set)
 	if err != nil {
 		return err
 	}
@@ -44,6 +61,8 @@ func (e *Engine) updateResources(ctx context.Context, c *container, change Resou
 		return fmt.Errorf("update container %s: %w", c.id, err)
 	}
 	return e.updateContainer(c, func(r *Container) {
+		change := resourcesOf(set)
+		change.OOMScoreAdj = oomScoreAdj
 		merged := mergeResources(r.Resources, change)
 		r.Resources = &merged
 	})

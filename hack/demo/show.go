@@ -47,7 +47,7 @@ func (s *show) begin(ctx context.Context) error {
 	if len(helloImage) == 0 {
 		return errors.New("this build carries no image: run hack/demo.sh")
 	}
-	config := fmt.Sprintf("socket = %q\nrun_dir = %q\nstate_dir = %q\nlog_level = \"warn\"\n[pods]\ncgroup_driver = \"cgroupfs\"\ncgroup_parent = %q\n[network]\nconf_dir = %q\ncache_dir = %q\ndata_dir = %q\n",
+	config := fmt.Sprintf("socket = %q\nrun_dir = %q\nstate_dir = %q\nlog_level = \"warn\"\n[pods]\ncgroup_driver = \"cgroupfs\"\ncgroup_parent = %q\n[network]\nconf_dir = %q\ncache_dir = %q\ndata_dir = %q\n[nri]\nenabled = false\n",
 		s.socket(), s.path("run"), s.path("lib"), "/"+s.cgroup, s.path("net.d"), s.path("lib/cni"), s.path("lib/cni/networks"))
 	if err := os.WriteFile(s.path("config.toml"), []byte(config), 0o644); err != nil {
 		return err

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -37,6 +38,9 @@ func critest(ctx context.Context, n *node.Node, program, logs string, o options)
 	defer cancel()
 	args := append([]string{"-runtime-endpoint", endpoint, "-image-endpoint", endpoint, "-ginkgo.no-color",
 		"-ginkgo.json-report", report, "-ginkgo.timeout", o.limit.String(), "-ginkgo.focus", o.focus}, o.extra...)
+	if hasFlag(ctx, program, "nri-socket") {
+		args = append(args, "-nri-socket", n.PluginSocket())
+	}
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Env = append(os.Environ(), "TMPDIR="+tmp)
 	cmd.Dir = tmp
@@ -57,6 +61,13 @@ func critest(ctx context.Context, n *node.Node, program, logs string, o options)
 	}
 	defer file.Close()
 	return parseReport(file)
+}
+
+// hasFlag says whether a program knows a flag: critest has specs of NRI from
+// 1.37 on, and runs them only if it is told the socket.
+func hasFlag(ctx context.Context, program, name string) bool {
+	help, _ := exec.CommandContext(ctx, program, "-help").CombinedOutput() // it ends with an error, and with its usage
+	return bytes.Contains(help, []byte("-"+name))
 }
 
 // state is how a spec ended.

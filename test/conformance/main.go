@@ -28,6 +28,7 @@ type options struct {
 	known string
 	focus string
 	limit time.Duration
+	suite string   // a critest to run instead of the one that is built
 	extra []string // for critest
 }
 
@@ -38,6 +39,7 @@ func main() {
 	flag.StringVar(&o.known, "known", "known-failures.txt", "specs that are known to fail, each with its reason")
 	flag.StringVar(&o.focus, "focus", "", "run only the specs that match this regular expression")
 	flag.DurationVar(&o.limit, "limit", 11*time.Minute, "how long critest may take")
+	flag.StringVar(&o.suite, "critest", "", "run this critest, e.g. a newer one, instead of building one")
 	flag.Usage = func() {
 		fmt.Fprintln(flag.CommandLine.Output(), "usage: conformance [flags] [flags of critest, as -websocket-exec, after --]")
 		flag.PrintDefaults()
@@ -72,6 +74,11 @@ func run(ctx context.Context, o options) (specs []spec, known map[string]string,
 	tools, err := prepare(ctx, o.cache)
 	if err != nil {
 		return nil, nil, err
+	}
+	if o.suite != "" {
+		if tools.critest, err = filepath.Abs(o.suite); err != nil {
+			return nil, nil, err
+		}
 	}
 	specs, err = test(ctx, o, tools)
 	return specs, known, err

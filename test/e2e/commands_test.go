@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -40,6 +41,7 @@ type session struct {
 	hanging  []net.Conn     // connections that nobody reads
 	leave    func()         // cancels a call; see the verb
 	marked   map[string]int // descriptors; see the verb
+	plugins  map[string]*exec.Cmd
 	registry *registrytest.Registry
 	spoil    func(http.ResponseWriter, *http.Request) bool // answers a request instead of the registry
 }
@@ -53,7 +55,7 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 	"until": verb(waitFor), "inspect": verb(inspect), "inspectp": verb(inspectPod), "logs": verb(showLogs), "list": verb(list),
 	"leaks": verb(leaks), "update": verb(update), "reopen": verb(reopen), "status": verb(statusOf), "get": verb(get), "pull": verb(pull),
 	"images": verb(listImages), "rmi": verb(removeImage), "stats": verb(stats), "rotate": verb(rotate), "conf": verb(conf), "write": verb(write),
-	"killc": verb(killContainer), "target": verb(target),
+	"killc": verb(killContainer), "target": verb(target), "plugin": verb(pluginVerb), "updatep": verb(updatePod),
 }
 
 // verb makes a command of a script from one that returns an error: a gRPC
@@ -64,7 +66,7 @@ func verb(f func(s *session, ctx context.Context, args []string, out io.Writer) 
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
 		for i := range args {
-			if ext := filepath.Ext(args[i]); (ext == ".json" || ext == ".conflist") && fileIn(ts, args[i]) {
+			if ext := filepath.Ext(args[i]); (ext == ".json" || ext == ".conflist" || ext == ".toml" || ext == ".acts") && fileIn(ts, args[i]) {
 				args[i] = ts.MkAbs(args[i])
 			}
 		}
@@ -103,6 +105,10 @@ func (s *session) end(ctx context.Context) error {
 	for _, c := range s.hanging {
 		c.Close()
 	}
+	for _, cmd := range s.plugins {
+		_ = cmd.Process.Kill() // it may have ended
+		_ = cmd.Wait()         // of the signal
+	}
 	if s.node.Pid() == 0 {
 		if err := s.node.Start(ctx); err != nil {
 			return err
@@ -114,16 +120,23 @@ func (s *session) end(ctx context.Context) error {
 	return s.node.Close()
 }
 
-// daemon start|stop|kill9|restart
+// daemon start [CONFIG|- [PLUGINS.toml]], daemon stop|kill9|restart
 func daemon(s *session, ctx context.Context, args []string, _ io.Writer) error {
 	switch args[0] {
 	case "start":
-		if len(args) > 1 {
+		if len(args) > 1 && args[1] != "-" {
 			data, err := os.ReadFile(args[1])
 			if err != nil {
 				return err
 			}
 			s.node.Extra = string(data)
+		}
+		if len(args) > 2 { // of plugins
+			data, err := os.ReadFile(args[2])
+			if err != nil {
+				return err
+			}
+			s.node.Plugins = string(data)
 		}
 		return s.node.Start(ctx)
 	case "stop":
@@ -404,6 +417,16 @@ func update(s *session, ctx context.Context, args []string, _ io.Writer) error {
 		return err
 	}
 	_, err := s.node.Runtime.UpdateContainerResources(ctx, req)
+	return err
+}
+
+// updatep POD FILE.json tells that kubelet has set a pod's limits.
+func updatePod(s *session, ctx context.Context, args []string, _ io.Writer) error {
+	req := &runtimeapi.UpdatePodSandboxResourcesRequest{PodSandboxId: s.ids[args[0]], Resources: &runtimeapi.LinuxContainerResources{}}
+	if err := merge(args[1], req.Resources); err != nil {
+		return err
+	}
+	_, err := s.node.Runtime.UpdatePodSandboxResources(ctx, req)
 	return err
 }
 

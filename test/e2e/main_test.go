@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/longshore/longshore/test/node"
+	"github.com/longshore/longshore/test/plugin"
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
 )
@@ -20,6 +21,7 @@ import (
 var bin, image string
 
 func TestMain(m *testing.M) {
+	plugin.Main() // this binary is also the plugins of the scripts
 	dir, err := os.MkdirTemp("", "longshore-e2e-")
 	if err == nil {
 		err = build(dir)
@@ -39,7 +41,7 @@ func TestMain(m *testing.M) {
 func build(dir string) error {
 	if bin = os.Getenv("LONGSHORE_BIN"); bin == "" {
 		bin = dir
-		args := []string{"build", "-trimpath", "-o"}
+		args := []string{"build", "-trimpath", "-tags", "nri_no_wasm", "-o"}
 		for name, pkg := range map[string]string{"longshore": ".", "longshore-shim": "./shim", "guest": "./hack/demo/guest"} {
 			if err := goRun(append(args, filepath.Join(bin, name), pkg)...); err != nil {
 				return err

@@ -28,6 +28,7 @@ type Node struct {
 	Runtime runtimeapi.RuntimeServiceClient
 	Images  runtimeapi.ImageServiceClient
 	Extra   string // configuration to add
+	Plugins string // configuration of plugins to add
 	Quiet   bool   // log little, as in production
 
 	conn   *grpc.ClientConn
@@ -71,6 +72,9 @@ func (n *Node) Path(elem ...string) string { return filepath.Join(append([]strin
 // Socket is where the daemon listens.
 func (n *Node) Socket() string { return filepath.Join(n.Dir, "longshore.sock") }
 
+// PluginSocket is where plugins register.
+func (n *Node) PluginSocket() string { return filepath.Join(n.Dir, "nri.sock") }
+
 // WriteConfig writes the daemon's configuration and gives its path.
 func (n *Node) WriteConfig() (string, error) {
 	level := "debug"
@@ -88,7 +92,14 @@ cgroup_parent = %q
 conf_dir = %q
 cache_dir = %q
 data_dir = %q
-`, n.Socket(), n.Run, n.Path("lib"), level, n.Extra, "/"+n.Cgroup, n.Path("net.d"), n.Path("lib", "cni"), n.Path("lib", "cni", "networks"))
+[cdi]
+spec_dirs = [%q, %q]
+[nri]
+socket = %q
+plugin_dir = %q
+plugin_config_dir = %q
+%s`, n.Socket(), n.Run, n.Path("lib"), level, n.Extra, "/"+n.Cgroup, n.Path("net.d"), n.Path("lib", "cni"), n.Path("lib", "cni", "networks"),
+		n.Path("cdi"), n.Path("run", "cdi"), n.PluginSocket(), n.Path("nri"), n.Path("nri"), n.Plugins)
 	path := n.Path("config.toml")
 	return path, os.WriteFile(path, []byte(config), 0o644)
 }
