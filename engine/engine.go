@@ -74,11 +74,11 @@ func New(cfg Config, store *images.Store, shims *client.Pool, log *slog.Logger) 
 // Close waits for the operations under way and lets go of the shims. No
 // container is touched.
 func (e *Engine) Close() {
-	e.plugins.Close()
 	e.mu.Lock()
-	e.stop() // plugins begin nothing any more
+	e.stop() // from here on plugins begin nothing
 	e.mu.Unlock()
 	e.work.Wait()
+	e.plugins.Close() // operations under way have been asked about
 	e.workers.close()
 	e.mu.Lock()
 	defer e.mu.Unlock()

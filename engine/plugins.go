@@ -170,9 +170,16 @@ func (e *Engine) askUpdate(ctx context.Context, c *container, want *specs.LinuxR
 	return mergeOCI(want, own.ToOCI()), others, nil
 }
 
-// follow does what plugins want of other containers. That it cannot be done is
-// no reason to refuse the operation for which they were asked.
+// follow does what plugins want of other containers, within the time that a
+// plugin has: another operation on them may wait for the same plugin. That it
+// cannot be done is no reason to refuse the operation for which plugins were
+// asked.
 func (e *Engine) follow(ctx context.Context, others nri.Others) {
+	if len(others.Evictions)+len(others.Updates) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, e.cfg.NRI.RequestTimeout)
+	defer cancel()
 	for _, ev := range others.Evictions {
 		if err := e.evict(ctx, ev); err != nil {
 			e.log.Warn("container is not evicted", "container", ev.GetContainerId(), "reason", ev.GetReason(), "err", err)
@@ -207,8 +214,8 @@ func (e *Engine) pluginTarget(id string) (*container, error) {
 	return nil, fmt.Errorf("container %q: %w", id, ErrNotFound)
 }
 
-// pluginUpdate sets limits as a plugin wants, within the time that a plugin
-// has: another operation on the container may wait for the same plugin.
+// pluginUpdate sets limits as a plugin wants, once it can have the container
+// within ctx.
 func (e *Engine) pluginUpdate(ctx context.Context, u *api.ContainerUpdate) error {
 	c, err := e.pluginTarget(u.GetContainerId())
 	if err != nil {
@@ -221,13 +228,11 @@ func (e *Engine) pluginUpdate(ctx context.Context, u *api.ContainerUpdate) error
 	if err := checkClasses(want); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, e.cfg.NRI.RequestTimeout)
-	defer cancel()
 	if err := c.op.acquire(ctx); err != nil {
-		return err
+		return fmt.Errorf("container %s is busy: %w", c.id, err)
 	}
 	defer c.op.release()
-	return e.updateResources(ctx, c, want.ToOCI(), 0)
+	return e.updateResources(context.WithoutCancel(ctx), c, want.ToOCI(), 0)
 }
 
 // evict ends a container at once. One that is being made cannot be evicted.
@@ -245,8 +250,6 @@ func (e *Engine) evict(ctx context.Context, ev *api.ContainerEviction) error {
 	c.evicted = "evicted by a plugin: " + ev.GetReason()
 	c.mu.Unlock()
 	e.log.Info("container is evicted", "container", c.id, "pod", c.podID, "reason", ev.GetReason())
-	ctx, cancel := context.WithTimeout(ctx, e.cfg.NRI.RequestTimeout)
-	defer cancel()
 	return e.stopContainer(ctx, c, 0)
 }
 

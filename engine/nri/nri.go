@@ -11,7 +11,6 @@ import (
 
 	"github.com/containerd/nri/pkg/adaptation"
 	"github.com/containerd/nri/pkg/api"
-	nrilog "github.com/containerd/nri/pkg/log"
 	validator "github.com/containerd/nri/plugins/default-validator"
 	"github.com/containerd/ttrpc"
 )
@@ -66,8 +65,7 @@ func New(cfg Config, version string, runtime Runtime, log *slog.Logger) (*Host, 
 		return nil, nil
 	}
 	h := &Host{cfg: cfg, log: log, runtime: runtime}
-	nrilog.Set(logger{log})
-	relayLogrus(log)
+	logTo(log)
 	adaptation.SetPluginRegistrationTimeout(cfg.RegistrationTimeout)
 	adaptation.SetPluginRequestTimeout(cfg.RequestTimeout)
 	options := []adaptation.Option{

@@ -15,6 +15,8 @@ import (
 	"github.com/containerd/nri/pkg/api"
 	"github.com/containerd/nri/pkg/net/multiplex"
 	"github.com/containerd/ttrpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 // fakeRuntime is an engine of one pod; it notes what plugins want.
@@ -44,13 +46,14 @@ type bare struct {
 
 	create    func(context.Context, *api.CreateContainerRequest) (*api.CreateContainerResponse, error)
 	synced    chan struct{}
+	changes   chan api.Event // of the call for all events that older plugins have
 	runtime   *ttrpc.Client
 	closeOnce sync.Once
 }
 
 func (b *bare) Configure(context.Context, *api.ConfigureRequest) (*api.ConfigureResponse, error) {
 	var events api.EventMask
-	events.Set(api.Event_CREATE_CONTAINER)
+	events.Set(api.Event_CREATE_CONTAINER, api.Event_START_CONTAINER)
 	return &api.ConfigureResponse{Events: int32(events)}, nil
 }
 
@@ -63,10 +66,19 @@ func (b *bare) CreateContainer(ctx context.Context, req *api.CreateContainerRequ
 	return b.create(ctx, req)
 }
 
+func (b *bare) StartContainer(context.Context, *api.StartContainerRequest) (*api.StartContainerResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "StartContainer")
+}
+
+func (b *bare) StateChange(_ context.Context, ev *api.StateChangeEvent) (*api.Empty, error) {
+	b.changes <- ev.Event
+	return &api.Empty{}, nil
+}
+
 // connect registers a plugin and waits until it is one.
 func connect(t *testing.T, h *Host, name string, create func(context.Context, *api.CreateContainerRequest) (*api.CreateContainerResponse, error)) *bare {
 	t.Helper()
-	b := &bare{create: create, synced: make(chan struct{})}
+	b := &bare{create: create, synced: make(chan struct{}), changes: make(chan api.Event, 1)}
 	conn, err := net.Dial("unix", h.cfg.Socket)
 	if err != nil {
 		t.Fatal(err)
@@ -214,6 +226,17 @@ func TestAnAnswerThatIsTooLargeIsRefused(t *testing.T) {
 	})
 	if answer, err := ask(h); err == nil && len(answer.Adjust.GetArgs()) > 0 {
 		t.Error("8 MiB of arguments are taken")
+	}
+}
+
+func TestOlderPluginsHearOfStateChanges(t *testing.T) {
+	h, _ := newHost(t)
+	b := connect(t, h, "old", nil)
+	if err := h.Tell(t.Context(), api.Event_START_CONTAINER, &api.PodSandbox{Id: "p"}, &api.Container{Id: "c"}); err != nil {
+		t.Fatal(err)
+	}
+	if ev := <-b.changes; ev != api.Event_START_CONTAINER {
+		t.Errorf("event = %s", ev)
 	}
 }
 
