@@ -2,6 +2,7 @@ package engine
 
 import (
 	"maps"
+	"slices"
 	"time"
 
 	"github.com/containerd/nri/pkg/api"
@@ -79,7 +80,7 @@ func pluginContainer(c Container, spec *specs.Spec) *api.Container {
 	}
 	out.Linux = &api.LinuxContainer{SeccompProfile: pluginProfile(cfg)}
 	if p := spec.Process; p != nil {
-		out.Args, out.Env = p.Args, p.Env
+		out.Args, out.Env = slices.Clone(p.Args), slices.Clone(p.Env) // the library changes them
 		out.User = &api.User{Uid: p.User.UID, Gid: p.User.GID, AdditionalGids: p.User.AdditionalGids}
 		for _, l := range p.Rlimits {
 			out.Rlimits = append(out.Rlimits, &api.POSIXRlimit{Type: l.Type, Hard: l.Hard, Soft: l.Soft})
@@ -98,7 +99,7 @@ func pluginContainer(c Container, spec *specs.Spec) *api.Container {
 
 func pluginLinux(out *api.LinuxContainer, l *specs.Linux) {
 	out.Namespaces, out.Devices = api.FromOCILinuxNamespaces(l.Namespaces), api.FromOCILinuxDevices(l.Devices)
-	out.Resources, out.CgroupsPath, out.Sysctl = api.FromOCILinuxResources(l.Resources, nil), l.CgroupsPath, l.Sysctl
+	out.Resources, out.CgroupsPath, out.Sysctl = api.FromOCILinuxResources(l.Resources, nil), l.CgroupsPath, maps.Clone(l.Sysctl)
 	out.NetDevices = api.FromOCILinuxNetDevices(l.NetDevices)
 	if l.Seccomp != nil {
 		out.SeccompPolicy = api.FromOCILinuxSeccomp(l.Seccomp)

@@ -28,8 +28,6 @@ func newNode(dir, bin string) (*node.Node, error) {
 		fmt.Fprintf(&config, "[images.registries.%q]\nmirrors = [\"http://%s\"]\n", host, registryAddress)
 	}
 	n.Extra = config.String()
-	// Specs hold back a plugin's answer for two seconds, the default's end.
-	n.Plugins = "request_timeout = \"5s\"\n"
 	// One spec makes a segment of shared memory "on the node" and leaves it.
 	n.Room.Do(func() { err = unix.Unshare(unix.CLONE_NEWIPC) })
 	if err != nil {

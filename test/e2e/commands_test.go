@@ -329,8 +329,15 @@ func poll(ctx context.Context, ask func() (bool, error)) error {
 	}
 }
 
-// until exited NAME, until running NAME, until log NAME TEXT
+// until exited NAME, until running NAME, until log NAME TEXT, until limited
+// NAME BYTES
 func waitFor(s *session, ctx context.Context, args []string, _ io.Writer) error {
+	if args[0] == "limited" {
+		return poll(ctx, func() (bool, error) {
+			st, err := s.containerStatus(ctx, args[1])
+			return fmt.Sprint(st.GetResources().GetLinux().GetMemoryLimitInBytes()) == args[2], err
+		})
+	}
 	if args[0] == "log" {
 		return poll(ctx, func() (bool, error) {
 			data, err := os.ReadFile(s.logs[args[1]])

@@ -28,7 +28,7 @@ type Node struct {
 	Runtime runtimeapi.RuntimeServiceClient
 	Images  runtimeapi.ImageServiceClient
 	Extra   string // configuration to add
-	Plugins string // configuration of plugins to add
+	Plugins string // configuration of plugins: how long they may take, and more
 	Quiet   bool   // log little, as in production
 
 	conn   *grpc.ClientConn
@@ -41,7 +41,7 @@ func New(dir, bin string) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &Node{Dir: dir, Run: filepath.Join(dir, "run"), Bin: bin, Room: room, Cgroup: cgroupParent(dir)}
+	n := &Node{Dir: dir, Plugins: "request_timeout = \"10s\"\n", Run: filepath.Join(dir, "run"), Bin: bin, Room: room, Cgroup: cgroupParent(dir)}
 	for _, sub := range []string{"run", "lib", "net.d", "logs"} {
 		if err := os.MkdirAll(n.Path(sub), 0o755); err != nil {
 			return nil, err
