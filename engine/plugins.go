@@ -186,7 +186,11 @@ func (e *Engine) follow(ctx context.Context, others nri.Others) {
 		}
 	}
 	for _, u := range others.Updates {
-		if err := e.pluginUpdate(ctx, u); err != nil {
+		err := e.pluginUpdate(ctx, u)
+		switch {
+		case errors.Is(err, ErrState): // it has ended meanwhile
+			e.log.Debug("container is not updated as a plugin wants", "container", u.GetContainerId(), "err", err)
+		case err != nil:
 			e.log.Warn("container is not updated as a plugin wants", "container", u.GetContainerId(), "err", err)
 		}
 	}

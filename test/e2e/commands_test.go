@@ -55,7 +55,7 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 	"until": verb(waitFor), "inspect": verb(inspect), "inspectp": verb(inspectPod), "logs": verb(showLogs), "list": verb(list),
 	"leaks": verb(leaks), "update": verb(update), "reopen": verb(reopen), "status": verb(statusOf), "get": verb(get), "pull": verb(pull),
 	"images": verb(listImages), "rmi": verb(removeImage), "stats": verb(stats), "rotate": verb(rotate), "conf": verb(conf), "write": verb(write),
-	"killc": verb(killContainer), "target": verb(target), "plugin": verb(pluginVerb), "updatep": verb(updatePod),
+	"killc": verb(killContainer), "target": verb(target), "plugin": verb(pluginVerb), "updatep": verb(updatePod), "updateall": verb(updateAll),
 }
 
 // verb makes a command of a script from one that returns an error: a gRPC

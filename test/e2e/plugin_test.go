@@ -3,12 +3,14 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"github.com/longshore/longshore/test/plugin"
 )
@@ -41,6 +43,22 @@ func pluginVerb(s *session, ctx context.Context, args []string, out io.Writer) e
 		return os.Truncate(s.pluginLog(name), 0)
 	}
 	return fmt.Errorf("plugin %s: no such verb", args[0])
+}
+
+// updateAll FILE.json NAME... updates containers at once, again and again.
+func updateAll(s *session, ctx context.Context, args []string, out io.Writer) error {
+	const rounds = 20
+	errs := make([]error, len(args))
+	var wg sync.WaitGroup
+	for i, name := range args[1:] {
+		wg.Go(func() {
+			for range rounds {
+				errs[i] = errors.Join(errs[i], update(s, ctx, []string{name, args[0]}, out))
+			}
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs...)
 }
 
 func (s *session) pluginEnv(name, acts string) []string {
