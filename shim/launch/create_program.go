@@ -1,0 +1,224 @@
+package launch
+
+import (
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// namespaces appends the part of the program that enters the namespaces and
+// makes in them what only their member can make.
+func (k *creation) namespaces() error {
+	ns, spec := k.c.ns, k.cfg.Spec
+	procfs := uintptr(k.childProcfs)
+	if ns.fresh&unix.CLONE_NEWUSER != 0 && !ns.userLate() {
+		k.wait(0) // for the id maps
+		k.becomeRoot()
+	}
+	k.enter(ns, spec.Linux.TimeOffsets, procfs)
+	if ns.fresh&unix.CLONE_NEWCGROUP != 0 && k.childCPU == 0 {
+		k.do("create cgroup namespace", unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP)
+	}
+	if ns.fresh&unix.CLONE_NEWNET != 0 {
+		k.loopback()
+	}
+	if err := k.hostNames(ns.all(), spec.Hostname, spec.Domainname); err != nil {
+		return err
+	}
+	if err := k.sysctls(spec.Linux.Sysctl, ns.all(), procfs); err != nil {
+		return err
+	}
+	mounts := make([]uintptr, 0, len(k.made))
+	for _, s := range k.made {
+		src := s.spec.Source
+		if src == "" {
+			src = s.spec.Type
+		}
+		mounts = append(mounts, k.newMount(s.spec.Type, src, s.spec.Destination, s.opts.data, 0))
+	}
+	k.send(mounts...)
+	if len(mounts) > 0 {
+		k.do("close mounts", unix.SYS_CLOSE_RANGE, firstFree, uintptr(k.next-1), 0)
+		k.next = firstFree
+	}
+	if k.template >= 0 {
+		k.do("enter template mount namespace", unix.SYS_SETNS, uintptr(k.childTemplate), unix.CLONE_NEWNS)
+		k.do("copy template mount namespace", unix.SYS_UNSHARE, unix.CLONE_NEWNS)
+		k.do("close", unix.SYS_CLOSE, uintptr(k.childTemplate))
+	}
+	k.wait(k.handed())
+	return nil
+}
+
+// hostNames appends host and domain name; the host's own must stay.
+func (b *builder) hostNames(own uintptr, host, domain string) error {
+	for _, n := range []struct {
+		field, value string
+		nr           uintptr
+	}{{"hostname", host, unix.SYS_SETHOSTNAME}, {"domainname", domain, unix.SYS_SETDOMAINNAME}} {
+		if n.value == "" {
+			continue
+		}
+		if own&unix.CLONE_NEWUTS == 0 {
+			return fmt.Errorf("%s: the container shares the host's UTS namespace: %w", n.field, unix.EPERM)
+		}
+		b.do("set "+n.field, n.nr, b.str(n.value), uintptr(len(n.value)))
+	}
+	return nil
+}
+
+// handed is the number of descriptors the child gets: its root, its terminal
+// and the mounts it makes read-only.
+func (k *creation) handed() int {
+	n := 1 + len(k.parts.lateSources())
+	if k.cfg.Spec.Process.Terminal {
+		n++
+	}
+	return n
+}
+
+// complete mounts the root and writes the rest of the program, while the child
+// is busy with its first part.
+func (k *creation) complete() (err error) {
+	m, _ := rootMounts(k.cfg.Rootfs)
+	if k.parts.root, err = mountRoot(m, rootDir(k.cfg)); err != nil {
+		return err
+	}
+	k.c.root = k.parts.root
+	spec := k.cfg.Spec
+	home := func(uid uint32) string { return homeOf(k.parts.root, uid) }
+	k.plan, err = newPlan(spec.Process, planContext{
+		userNS: k.c.ns.userNS(), filter: k.c.filter, persona: spec.Linux.Personality, memory: spec.Linux.MemoryPolicy, home: home,
+	})
+	if err != nil {
+		return err
+	}
+	k.c.noteCaps(k.plan)
+	k.attachRoot()
+	if err := k.propagate(); err != nil {
+		return err
+	}
+	k.changeLate()
+	k.do("become session leader", unix.SYS_SETSID)
+	if k.plan.terminal {
+		slave := uintptr(firstFree + 1)
+		for i := range uintptr(3) {
+			k.do("place terminal", unix.SYS_DUP3, slave, i, 0)
+		}
+		k.do("take controlling terminal", unix.SYS_IOCTL, 0, unix.TIOCSCTTY, 0)
+	}
+	k.do("close root", unix.SYS_CLOSE_RANGE, firstFree, uintptr(k.next-1), 0)
+	k.next = firstFree
+	if k.childCPU != 0 {
+		k.join(uintptr(k.childCPU), "cpu")
+		k.do("close", unix.SYS_CLOSE, uintptr(k.childCPU))
+		if k.c.ns.fresh&unix.CLONE_NEWCGROUP != 0 {
+			k.do("create cgroup namespace", unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP)
+		}
+	}
+	wait, last := k.gate, step(nil)
+	if k.plan.notify() {
+		wait, last = nil, k.plainGate
+	}
+	k.finish(k.plan, uintptr(k.childProcfs), wait, last)
+	if k.fifo != nil {
+		if err := k.fifo.record(k.builder, k.plan.args[0]); err != nil {
+			return err
+		}
+	}
+	return k.extend()
+}
+
+// gate appends the gate, at which the child reports.
+func (k *creation) gate(b *builder) {
+	b.send()
+	if k.fifo != nil {
+		k.fifo.wait(b)
+	} else {
+		b.wait(0)
+	}
+}
+
+// plainGate is the gate behind a filter that an agent has a say in.
+func (k *creation) plainGate(b *builder) {
+	if k.fifo != nil {
+		k.fifo.wait(b)
+	} else {
+		b.waitPlain()
+	}
+}
+
+// attachRoot appends the change to the container's root, which the child has
+// just got as its lowest free descriptor. In a template namespace nothing lies
+// below it, so that a change of root is enough; else the host's tree goes. In a
+// namespace that is not the container's nothing is attached or changed.
+func (k *creation) attachRoot() {
+	const root = firstFree
+	if k.c.ns.chrooted {
+		if hasRootHooks(k.cfg.Spec.Hooks) {
+			k.send()
+			k.wait(0)
+		}
+		k.do("enter root", unix.SYS_FCHDIR, root)
+		k.do("change root", unix.SYS_CHROOT, k.str("."))
+		return
+	}
+	place := "/"
+	if hasRootHooks(k.cfg.Spec.Hooks) {
+		place = rootDir(k.cfg)
+	}
+	if k.template < 0 {
+		k.do("make mounts private", unix.SYS_MOUNT, 0, k.str("/"), 0, unix.MS_REC|unix.MS_PRIVATE, 0)
+	}
+	k.add(opName{"attach root at", place}, 0, unix.SYS_MOVE_MOUNT, root, k.str(""), atCWD, k.str(place), unix.MOVE_MOUNT_F_EMPTY_PATH)
+	if place != "/" {
+		k.send()
+		k.wait(0) // for the hooks
+	}
+	k.do("enter root", unix.SYS_FCHDIR, root)
+	if k.template >= 0 {
+		k.do("change root", unix.SYS_CHROOT, k.str("."))
+		return
+	}
+	k.do("pivot root", unix.SYS_PIVOT_ROOT, k.str("."), k.str("."))
+	k.do("detach host's mounts", unix.SYS_UMOUNT2, k.str("."), unix.MNT_DETACH)
+	k.do("enter root", unix.SYS_CHDIR, k.str("/"))
+}
+
+// changeLate appends what only a member of the mount namespace may do.
+func (k *creation) changeLate() {
+	late := k.parts.lateSources()
+	for i, s := range late {
+		fd := uintptr(k.next - len(late) + i)
+		change := func(verb string, flags, set, propagation uintptr) {
+			k.add(opName{verb, s.spec.Destination}, 0, unix.SYS_MOUNT_SETATTR, fd, k.str(""), unix.AT_EMPTY_PATH|flags,
+				k.words(set, 0, propagation, 0), unix.MOUNT_ATTR_SIZE_VER0)
+		}
+		if s.opts.readOnly() && !s.opts.bind {
+			change("make read-only", 0, unix.MOUNT_ATTR_RDONLY, 0)
+		}
+		if s.opts.unbindable() {
+			recursive := uintptr(0)
+			if s.opts.recPropagation {
+				recursive = unix.AT_RECURSIVE
+			}
+			change("make unbindable", recursive, 0, unix.MS_UNBINDABLE)
+		}
+	}
+}
+
+// propagate appends the root's propagation, once it is the root: a shared mount
+// cannot become that. The tree is private, so that there is nothing to be a
+// slave of; mounts that are slaves of the host's were made so one by one.
+func (k *creation) propagate() error {
+	mode, rec, err := propagationMode(k.cfg.Spec.Linux.RootfsPropagation)
+	if err != nil || k.c.ns.chrooted || mode == 0 || mode == unix.MS_SLAVE || mode == unix.MS_PRIVATE {
+		return err
+	}
+	flags := uintptr(mode)
+	if rec {
+		flags |= unix.MS_REC
+	}
+	k.do("set propagation of the root", unix.SYS_MOUNT, 0, k.str("/"), 0, flags, 0)
+	return nil
+}
