@@ -1,5 +1,5 @@
 # Every target is a script in hack/, which can be run without make.
-.PHONY: all demo test race test-root units conformance conformance-oci bench bench-launch fuzz test-v2 test-systemd test-arm64
+.PHONY: all demo test race test-root units conformance conformance-oci callers bench bench-launch fuzz test-v2 test-systemd test-arm64
 
 all:
 	hack/build.sh
@@ -15,6 +15,8 @@ conformance:
 	hack/conformance.sh
 conformance-oci:
 	hack/conformance-oci.sh
+callers:
+	hack/callers.sh
 bench:
 	hack/bench.sh
 bench-launch:

@@ -43,5 +43,8 @@ hack/conformance.sh
 hack/conformance.sh -focus Streaming -- -websocket-exec -websocket-attach -websocket-portforward
 hack/conformance-oci.sh
 
+say 'Docker and Podman'
+hack/callers.sh
+
 say 'a machine with cgroup v2'
 hack/test-v2.sh

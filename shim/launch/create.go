@@ -25,6 +25,7 @@ type creation struct {
 	fds      fdList
 	made     []*source // what the child mounts
 	mounts   []int     // the same, once it has
+	lookedUp []int     // indices of the operations that look for the command
 	fifo     *fifoGate // nil for a gate that dies with this process
 	// The child's numbers of descriptors it keeps; 0 for none.
 	childCPU, childTemplate, childProcfs int
@@ -120,6 +121,9 @@ func (k *creation) reachGate() error {
 			return err
 		}
 	} else if _, err := k.await(0); err != nil {
+		return err
+	}
+	if err := k.found(); err != nil {
 		return err
 	}
 	return setOOMScore(k.proc.pid, k.cfg.Spec.Process.OOMScoreAdj)

@@ -131,12 +131,44 @@ func (k *creation) complete() (err error) {
 
 // gate appends the gate, at which the child reports.
 func (k *creation) gate(b *builder) {
-	b.send()
-	if k.fifo != nil {
-		k.fifo.wait(b)
-	} else {
+	if k.fifo == nil {
+		b.send()
 		b.wait(0)
+		return
 	}
+	k.lookUp(b)
+	b.send()
+	k.fifo.wait(b)
+}
+
+// lookUp appends looking for the command as the container's user. Callers of
+// an OCI runtime expect create to say that there is none, and Podman has no
+// other chance to see why.
+func (k *creation) lookUp(b *builder) {
+	for _, file := range k.plan.candidates() {
+		// faccessat2 is of Linux 5.8.
+		op := b.add(opName{"look up", file}, opIgnore, unix.SYS_FACCESSAT2, atCWD, b.str(file), unix.X_OK, unix.AT_EACCESS)
+		k.lookedUp = append(k.lookedUp, op)
+	}
+}
+
+// found says, once the child is at its gate, that it has found the command. Only
+// what the lookups agree upon is an error: execve decides.
+func (k *creation) found() error {
+	best := unix.ENOENT
+	for _, op := range k.lookedUp {
+		switch _, errno := k.result(op); errno {
+		case unix.ENOENT, unix.ENOTDIR:
+		case unix.EACCES:
+			best = errno
+		default:
+			return nil
+		}
+	}
+	if len(k.lookedUp) == 0 {
+		return nil
+	}
+	return commandError(k.plan.args[0], best)
 }
 
 // plainGate is the gate behind a filter that an agent has a say in.

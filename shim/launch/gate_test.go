@@ -60,14 +60,42 @@ func TestGateOutlivesItsMaker(t *testing.T) {
 
 func TestGateTellsWhatFailedBehindIt(t *testing.T) {
 	f := newFixture(t, "report")
-	f.spec.Process.Args = []string{"nowhere"}
+	f.write("bin/odd", "no program", 0o755)
+	f.spec.Process.Args = []string{"odd"}
 	_, c := f.loaded()
 	err := c.Start()
-	if !errors.Is(err, unix.ENOENT) || !strings.Contains(err.Error(), "not found in $PATH") {
+	if !errors.Is(err, unix.ENOEXEC) || !strings.Contains(err.Error(), `exec "odd": exec format error`) {
 		t.Errorf("start: %v", err)
 	}
 	if !c.Init().Ended() {
 		t.Error("the process has not ended")
+	}
+}
+
+// TestCreateLooksForTheCommand: with a gate that stays, callers are those of an
+// OCI runtime, and want to know before the start.
+func TestCreateLooksForTheCommand(t *testing.T) {
+	for _, tt := range []struct {
+		command, want string
+		errno         unix.Errno
+	}{
+		{"nowhere", `exec "nowhere": executable file not found in $PATH`, unix.ENOENT},
+		{"/no/such", `exec "/no/such": no such file or directory`, unix.ENOENT},
+		{"/etc/passwd", `exec "/etc/passwd": permission denied`, unix.EACCES},
+	} {
+		f := newFixture(t)
+		f.cfg.Gate = t.TempDir()
+		f.spec.Process.Args = []string{tt.command}
+		c, err := Create(f.cfg)
+		if err == nil {
+			c.Close()
+		}
+		if !errors.Is(err, tt.errno) || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("create: %v, want %s", err, tt.want)
+		}
+		if left, _ := os.ReadDir(f.cfg.Gate); len(left) > 0 {
+			t.Errorf("the gate is left: %v", left)
+		}
 	}
 }
 

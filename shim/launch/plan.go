@@ -257,8 +257,13 @@ func (b *builder) execError(pl *plan) error {
 			break
 		}
 	}
-	if best == unix.ENOENT && !strings.Contains(pl.args[0], "/") {
-		return fmt.Errorf("exec %q: executable file not found in $PATH: %w", pl.args[0], best)
+	return commandError(pl.args[0], best)
+}
+
+// commandError says that a command cannot be run.
+func commandError(command string, errno unix.Errno) error {
+	if errno == unix.ENOENT && !strings.Contains(command, "/") {
+		return fmt.Errorf("exec %q: executable file not found in $PATH: %w", command, errno)
 	}
-	return fmt.Errorf("exec %q: %w", pl.args[0], best)
+	return fmt.Errorf("exec %q: %w", command, errno)
 }

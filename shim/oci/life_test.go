@@ -102,11 +102,24 @@ func TestDeleteByForce(t *testing.T) {
 
 func TestStartTellsWhatFailed(t *testing.T) {
 	f := newFixture(t)
-	f.spec.Process.Args = []string{"nowhere"}
+	if err := os.WriteFile(filepath.Join(f.bundle, "rootfs", "odd"), []byte("no program"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	f.spec.Process.Args = []string{"/odd"}
 	f.create()
-	f.fails(`"nowhere": executable file not found in $PATH`, "start", f.id)
+	f.fails(`"/odd": exec format error`, "start", f.id)
 	f.wantStatus(specs.StateStopped)
 	f.ok("delete", f.id)
+}
+
+func TestCreateTellsThatThereIsNoCommand(t *testing.T) {
+	f := newFixture(t)
+	f.spec.Process.Args = []string{"nowhere"}
+	f.write()
+	f.fails(`"nowhere": executable file not found in $PATH`, "create", "--bundle", f.bundle, f.id)
+	if f.exists() {
+		t.Error("the state is left")
+	}
 }
 
 func TestContainerWithoutProcess(t *testing.T) {
