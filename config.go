@@ -48,18 +48,19 @@ type NRIConfig struct {
 	PluginConfigDir     string          `toml:"plugin_config_dir" comment:"Their configuration: INDEX-NAME.conf or NAME.conf."`
 	RegistrationTimeout Duration        `toml:"registration_timeout" comment:"For a plugin that has connected."`
 	RequestTimeout      Duration        `toml:"request_timeout" comment:"For each answer of a plugin; one that misses it is dropped."`
-	Validator           ValidatorConfig `toml:"validator" comment:"What plugins may not adjust."`
+	Validator           ValidatorConfig `toml:"default_validator" comment:"What plugins may not adjust."`
 }
 
-// ValidatorConfig is about the built-in validator of adjustments.
+// ValidatorConfig is about the built-in validator of adjustments; its keys are
+// those of other runtimes.
 type ValidatorConfig struct {
-	Enabled                     bool     `toml:"enabled"`
-	RejectOCIHooks              bool     `toml:"reject_oci_hooks"`
-	RejectRuntimeDefaultSeccomp bool     `toml:"reject_runtime_default_seccomp" comment:"Changes of the runtime's default profile."`
-	RejectUnconfinedSeccomp     bool     `toml:"reject_unconfined_seccomp" comment:"Profiles for containers that have none."`
-	RejectCustomSeccomp         bool     `toml:"reject_custom_seccomp" comment:"Changes of localhost profiles."`
-	RejectNamespaces            bool     `toml:"reject_namespaces"`
-	RejectSysctls               bool     `toml:"reject_sysctls"`
+	Enabled                     bool     `toml:"enable"`
+	RejectOCIHooks              bool     `toml:"reject_oci_hook_adjustment"`
+	RejectRuntimeDefaultSeccomp bool     `toml:"reject_runtime_default_seccomp_adjustment" comment:"Changes of the runtime's default profile."`
+	RejectUnconfinedSeccomp     bool     `toml:"reject_unconfined_seccomp_adjustment" comment:"Profiles for containers that have none."`
+	RejectCustomSeccomp         bool     `toml:"reject_custom_seccomp_adjustment" comment:"Changes of localhost profiles."`
+	RejectNamespaces            bool     `toml:"reject_namespace_adjustment"`
+	RejectSysctls               bool     `toml:"reject_sysctl_adjustment"`
 	RequiredPlugins             []string `toml:"required_plugins" comment:"Without these no container is made."`
 	TolerateMissingAnnotation   string   `toml:"tolerate_missing_plugins_annotation" comment:"The annotation by which a pod does without them."`
 }

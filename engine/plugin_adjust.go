@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"errors"
 	"fmt"
 	"path"
 	"strings"
@@ -26,7 +27,9 @@ func AdjustSpec(spec *specs.Spec, adjust *api.ContainerAdjustment, cdiDirs []str
 	adjuster := nrigen.SpecGenerator(&g, nrigen.WithCDIDeviceInjector(func(s *specs.Spec, names []string) error {
 		return InjectCDI(s, cdiDirs, names)
 	}))
-	if err := adjuster.Adjust(adjust); err != nil {
+	if err := adjuster.Adjust(adjust); errors.Is(err, ErrInvalid) {
+		return err
+	} else if err != nil {
 		return fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
 	if errno := adjust.GetLinux().GetSeccompPolicy().GetDefaultErrno(); errno != nil {
