@@ -3,8 +3,11 @@ package cri
 import (
 	"context"
 	"errors"
+	"slices"
+	"strconv"
 
 	"github.com/longshore/longshore/engine"
+	"github.com/longshore/longshore/internal/cgroup"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -38,58 +41,148 @@ var (
 // which are whole numbers in this protocol.
 const perSecond = 1e9
 
-var containerMetrics = []metric{
+// counter and gauge make metrics of one value without labels of their own.
+func counter(name, help string, read func(*engine.Usage) uint64) metric {
+	return metric{name, help, true, nil, one(read)}
+}
+
+func gauge(name, help string, read func(*engine.Usage) uint64) metric {
+	return metric{name, help, false, nil, one(read)}
+}
+
+var containerMetrics = slices.Concat(cpuMetrics, memoryMetrics, diskMetrics, processMetrics, specMetrics, pressureMetrics)
+
+var cpuMetrics = []metric{
 	{"container_cpu_usage_seconds_total", "Cumulative cpu time consumed in seconds.", true, []string{"cpu"},
 		func(u *engine.Usage) []sample { return []sample{{[]string{"total"}, uint64(u.CPU.Usage) / perSecond}} }},
-	{"container_cpu_user_seconds_total", "Cumulative user cpu time consumed in seconds.", true, nil,
-		one(func(u *engine.Usage) uint64 { return uint64(u.CPU.User) / perSecond })},
-	{"container_cpu_system_seconds_total", "Cumulative system cpu time consumed in seconds.", true, nil,
-		one(func(u *engine.Usage) uint64 { return uint64(u.CPU.System) / perSecond })},
-	{"container_cpu_cfs_periods_total", "Number of elapsed enforcement period intervals.", true, nil,
-		one(func(u *engine.Usage) uint64 { return u.CPU.Periods })},
-	{"container_cpu_cfs_throttled_periods_total", "Number of throttled period intervals.", true, nil,
-		one(func(u *engine.Usage) uint64 { return u.CPU.ThrottledPeriods })},
-	{"container_cpu_cfs_throttled_seconds_total", "Total time duration the container has been throttled.", true, nil,
-		one(func(u *engine.Usage) uint64 { return uint64(u.CPU.Throttled) / perSecond })},
-	{"container_memory_usage_bytes", "Current memory usage in bytes, including all memory regardless of when it was accessed.", false, nil,
-		one(func(u *engine.Usage) uint64 { return u.Memory.Usage })},
-	{"container_memory_working_set_bytes", "Current working set in bytes.", false, nil,
-		one(func(u *engine.Usage) uint64 { return u.Memory.WorkingSet })},
-	{"container_memory_rss", "Size of RSS in bytes.", false, nil,
-		one(func(u *engine.Usage) uint64 { return u.Memory.RSS })},
-	{"container_memory_cache", "Number of bytes of page cache memory.", false, nil,
-		one(func(u *engine.Usage) uint64 { return u.Memory.Cache })},
-	{"container_memory_swap", "Container swap usage in bytes.", false, nil,
-		one(func(u *engine.Usage) uint64 { return u.Memory.Swap })},
+	counter("container_cpu_user_seconds_total", "Cumulative user cpu time consumed in seconds.",
+		func(u *engine.Usage) uint64 { return uint64(u.CPU.User) / perSecond }),
+	counter("container_cpu_system_seconds_total", "Cumulative system cpu time consumed in seconds.",
+		func(u *engine.Usage) uint64 { return uint64(u.CPU.System) / perSecond }),
+	counter("container_cpu_cfs_periods_total", "Number of elapsed enforcement period intervals.",
+		func(u *engine.Usage) uint64 { return u.CPU.Periods }),
+	counter("container_cpu_cfs_throttled_periods_total", "Number of throttled period intervals.",
+		func(u *engine.Usage) uint64 { return u.CPU.ThrottledPeriods }),
+	counter("container_cpu_cfs_throttled_seconds_total", "Total time duration the container has been throttled.",
+		func(u *engine.Usage) uint64 { return uint64(u.CPU.Throttled) / perSecond }),
+}
+
+var memoryMetrics = []metric{
+	gauge("container_memory_usage_bytes", "Current memory usage in bytes, including all memory regardless of when it was accessed.",
+		func(u *engine.Usage) uint64 { return u.Memory.Usage }),
+	gauge("container_memory_working_set_bytes", "Current working set in bytes.",
+		func(u *engine.Usage) uint64 { return u.Memory.WorkingSet }),
+	gauge("container_memory_rss", "Size of RSS in bytes.",
+		func(u *engine.Usage) uint64 { return u.Memory.RSS }),
+	gauge("container_memory_cache", "Number of bytes of page cache memory.",
+		func(u *engine.Usage) uint64 { return u.Memory.Cache }),
+	gauge("container_memory_mapped_file", "Size of memory mapped files in bytes.",
+		func(u *engine.Usage) uint64 { return u.Memory.Mapped }),
+	gauge("container_memory_swap", "Container swap usage in bytes.",
+		func(u *engine.Usage) uint64 { return u.Memory.Swap }),
+	gauge("container_memory_max_usage_bytes", "Maximum memory usage recorded in bytes.",
+		func(u *engine.Usage) uint64 { return u.Memory.Max }),
+	counter("container_memory_failcnt", "Number of memory usage hits limits.",
+		func(u *engine.Usage) uint64 { return u.Memory.LimitHits }),
+	counter("container_oom_events_total", "Count of out of memory events observed for the container.",
+		func(u *engine.Usage) uint64 { return u.Memory.OOMKills }),
 	{"container_memory_failures_total", "Cumulative count of memory allocation failures.", true, []string{"failure_type", "scope"},
 		func(u *engine.Usage) []sample {
 			return []sample{{[]string{"pgfault", "container"}, u.Memory.PageFaults}, {[]string{"pgmajfault", "container"}, u.Memory.MajorPageFaults}}
 		}},
-	{"container_processes", "Number of processes running inside the container.", false, nil,
-		one(func(u *engine.Usage) uint64 { return u.Processes })},
+	{"container_hugetlb_usage_bytes", "Current hugepage usage in bytes.", false, []string{"pagesize"},
+		func(u *engine.Usage) []sample {
+			var all []sample
+			for _, h := range u.Hugepages {
+				all = append(all, sample{[]string{h.PageSize}, h.Usage})
+			}
+			return all
+		}},
+}
+
+var diskMetrics = []metric{
 	{"container_fs_usage_bytes", "Number of bytes that are consumed by the container on this filesystem.", false, nil,
 		func(u *engine.Usage) []sample {
 			return layerSample(u, func(d *engine.DiskUsage) uint64 { return d.Bytes })
 		}},
-	{"container_fs_inodes_total", "Number of inodes that the container uses.", false, nil,
+	detail("container_fs_limit_bytes", "Number of bytes of the filesystem that the container writes to.", false,
+		func(d *engine.Details) uint64 { return d.Disk.Bytes }),
+	detail("container_fs_inodes_total", "Number of inodes of the filesystem that the container writes to.", false,
+		func(d *engine.Details) uint64 { return d.Disk.Inodes }),
+	detail("container_fs_inodes_free", "Number of available inodes of that filesystem.", false,
+		func(d *engine.Details) uint64 { return d.Disk.FreeInodes }),
+	perDevice("container_fs_reads_bytes_total", "Cumulative count of bytes read.", func(d *cgroup.DeviceIO) uint64 { return d.ReadBytes }),
+	perDevice("container_fs_writes_bytes_total", "Cumulative count of bytes written.", func(d *cgroup.DeviceIO) uint64 { return d.WriteBytes }),
+	perDevice("container_fs_reads_total", "Cumulative count of reads completed.", func(d *cgroup.DeviceIO) uint64 { return d.ReadOps }),
+	perDevice("container_fs_writes_total", "Cumulative count of writes completed.", func(d *cgroup.DeviceIO) uint64 { return d.WriteOps }),
+	{"container_blkio_device_usage_total", "Blkio Device bytes usage.", true, []string{"device", "major", "minor", "operation"},
 		func(u *engine.Usage) []sample {
-			return layerSample(u, func(d *engine.DiskUsage) uint64 { return d.Inodes })
+			var all []sample
+			for _, d := range u.IO {
+				major, minor := strconv.FormatUint(d.Major, 10), strconv.FormatUint(d.Minor, 10)
+				all = append(all, sample{[]string{device(&d), major, minor, "Read"}, d.ReadBytes}, sample{[]string{device(&d), major, minor, "Write"}, d.WriteBytes})
+			}
+			return all
 		}},
-	{"container_fs_reads_bytes_total", "Cumulative count of bytes read.", true, nil,
-		one(func(u *engine.Usage) uint64 { return ioSum(u, true) })},
-	{"container_fs_writes_bytes_total", "Cumulative count of bytes written.", true, nil,
-		one(func(u *engine.Usage) uint64 { return ioSum(u, false) })},
+}
+
+var processMetrics = []metric{
+	detail("container_processes", "Number of processes running inside the container.", false, func(d *engine.Details) uint64 { return d.Processes }),
+	gauge("container_threads", "Number of threads running inside the container.", func(u *engine.Usage) uint64 { return u.Pids.Current }),
+	{"container_threads_max", "Maximum number of threads allowed inside the container.", false, nil, limitSample(func(u *engine.Usage) uint64 { return u.Pids.Limit })},
+	detail("container_file_descriptors", "Number of open file descriptors for the container.", false, func(d *engine.Details) uint64 { return d.FileDescriptors }),
+	detail("container_sockets", "Number of open sockets for the container.", false, func(d *engine.Details) uint64 { return d.Sockets }),
+	{"container_ulimits_soft", "Soft ulimit values for the container root process.", false, []string{"ulimit"},
+		func(u *engine.Usage) []sample {
+			if u.Details == nil {
+				return nil
+			}
+			return []sample{{[]string{"max_open_files"}, u.Details.MaxOpenFiles}}
+		}},
+}
+
+var specMetrics = []metric{
+	detail("container_spec_cpu_period", "CPU period of the container.", false, func(d *engine.Details) uint64 { return uint64(max(d.Resources.CPUPeriod, 0)) }),
+	detail("container_spec_cpu_quota", "CPU quota of the container.", false, func(d *engine.Details) uint64 { return uint64(max(d.Resources.CPUQuota, 0)) }),
+	detail("container_spec_cpu_shares", "CPU share of the container.", false, func(d *engine.Details) uint64 { return uint64(max(d.Resources.CPUShares, 0)) }),
+	{"container_spec_memory_limit_bytes", "Memory limit for the container.", false, nil, limitSample(func(u *engine.Usage) uint64 { return u.Memory.Limit })},
+	{"container_spec_memory_swap_limit_bytes", "Memory swap limit for the container.", false, nil, limitSample(func(u *engine.Usage) uint64 { return u.Memory.SwapLimit })},
+	detail("container_start_time_seconds", "Start time of the container since unix epoch in seconds.", false, func(d *engine.Details) uint64 { return uint64(d.StartedAt.Unix()) }),
+	gauge("container_last_seen", "Last time a container was seen by the exporter.", func(u *engine.Usage) uint64 { return uint64(u.Time.Unix()) }),
+}
+
+var pressureMetrics = []metric{
+	pressure("container_pressure_cpu_waiting_seconds_total", "Total time duration tasks in the container have waited due to CPU congestion.",
+		func(u *engine.Usage) *cgroup.Pressure { return u.CPU.Pressure }, waiting),
+	pressure("container_pressure_cpu_stalled_seconds_total", "Total time duration no tasks in the container could make progress due to CPU congestion.",
+		func(u *engine.Usage) *cgroup.Pressure { return u.CPU.Pressure }, stalled),
+	pressure("container_pressure_memory_waiting_seconds_total", "Total time duration tasks in the container have waited due to memory congestion.",
+		func(u *engine.Usage) *cgroup.Pressure { return u.Memory.Pressure }, waiting),
+	pressure("container_pressure_memory_stalled_seconds_total", "Total time duration no tasks in the container could make progress due to memory congestion.",
+		func(u *engine.Usage) *cgroup.Pressure { return u.Memory.Pressure }, stalled),
+	pressure("container_pressure_io_waiting_seconds_total", "Total time duration tasks in the container have waited due to IO congestion.",
+		func(u *engine.Usage) *cgroup.Pressure { return u.IOPressure }, waiting),
+	pressure("container_pressure_io_stalled_seconds_total", "Total time duration no tasks in the container could make progress due to IO congestion.",
+		func(u *engine.Usage) *cgroup.Pressure { return u.IOPressure }, stalled),
 }
 
 var podMetrics = []metric{
-	{"container_network_receive_bytes_total", "Cumulative count of bytes received.", true, []string{"interface"},
-		perInterface(func(i *engine.InterfaceUsage) uint64 { return i.RxBytes })},
-	{"container_network_receive_errors_total", "Cumulative count of errors encountered while receiving.", true, []string{"interface"},
-		perInterface(func(i *engine.InterfaceUsage) uint64 { return i.RxErrors })},
-	{"container_network_transmit_bytes_total", "Cumulative count of bytes transmitted.", true, []string{"interface"},
-		perInterface(func(i *engine.InterfaceUsage) uint64 { return i.TxBytes })},
-	{"container_network_transmit_errors_total", "Cumulative count of errors encountered while transmitting.", true, []string{"interface"},
-		perInterface(func(i *engine.InterfaceUsage) uint64 { return i.TxErrors })},
+	perInterface("container_network_receive_bytes_total", "Cumulative count of bytes received.",
+		func(i *engine.InterfaceUsage) uint64 { return i.RxBytes }),
+	perInterface("container_network_receive_packets_total", "Cumulative count of packets received.",
+		func(i *engine.InterfaceUsage) uint64 { return i.RxPackets }),
+	perInterface("container_network_receive_packets_dropped_total", "Cumulative count of packets dropped while receiving.",
+		func(i *engine.InterfaceUsage) uint64 { return i.RxDropped }),
+	perInterface("container_network_receive_errors_total", "Cumulative count of errors encountered while receiving.",
+		func(i *engine.InterfaceUsage) uint64 { return i.RxErrors }),
+	perInterface("container_network_transmit_bytes_total", "Cumulative count of bytes transmitted.",
+		func(i *engine.InterfaceUsage) uint64 { return i.TxBytes }),
+	perInterface("container_network_transmit_packets_total", "Cumulative count of packets transmitted.",
+		func(i *engine.InterfaceUsage) uint64 { return i.TxPackets }),
+	perInterface("container_network_transmit_packets_dropped_total", "Cumulative count of packets dropped while transmitting.",
+		func(i *engine.InterfaceUsage) uint64 { return i.TxDropped }),
+	perInterface("container_network_transmit_errors_total", "Cumulative count of errors encountered while transmitting.",
+		func(i *engine.InterfaceUsage) uint64 { return i.TxErrors }),
 }
 
 func layerSample(u *engine.Usage, read func(*engine.DiskUsage) uint64) []sample {
@@ -99,26 +192,63 @@ func layerSample(u *engine.Usage, read func(*engine.DiskUsage) uint64) []sample 
 	return []sample{{value: read(u.Layer)}}
 }
 
-func ioSum(u *engine.Usage, reads bool) uint64 {
-	var sum uint64
-	for _, d := range u.IO {
-		if reads {
-			sum += d.ReadBytes
-		} else {
-			sum += d.WriteBytes
+// limitSample gives 0 for a limit that is not set, as cAdvisor does.
+func limitSample(read func(*engine.Usage) uint64) func(*engine.Usage) []sample {
+	return one(func(u *engine.Usage) uint64 {
+		if v := read(u); v != cgroup.Unlimited {
+			return v
 		}
-	}
-	return sum
+		return 0
+	})
 }
 
-func perInterface(read func(*engine.InterfaceUsage) uint64) func(*engine.Usage) []sample {
-	return func(u *engine.Usage) []sample {
+func detail(name, help string, isCounter bool, read func(*engine.Details) uint64) metric {
+	return metric{name, help, isCounter, nil, func(u *engine.Usage) []sample {
+		if u.Details == nil {
+			return nil
+		}
+		return []sample{{value: read(u.Details)}}
+	}}
+}
+
+func waiting(p *cgroup.Pressure) cgroup.Stall { return p.Some }
+
+func stalled(p *cgroup.Pressure) cgroup.Stall { return p.Full }
+
+func pressure(name, help string, of func(*engine.Usage) *cgroup.Pressure, stall func(*cgroup.Pressure) cgroup.Stall) metric {
+	return metric{name, help, true, nil, func(u *engine.Usage) []sample {
+		p := of(u)
+		if p == nil {
+			return nil
+		}
+		return []sample{{value: uint64(stall(p).Total) / perSecond}}
+	}}
+}
+
+// device names a block device as its numbers do: what it is called on the host
+// is nothing a container is asked about.
+func device(d *cgroup.DeviceIO) string {
+	return strconv.FormatUint(d.Major, 10) + ":" + strconv.FormatUint(d.Minor, 10)
+}
+
+func perDevice(name, help string, read func(*cgroup.DeviceIO) uint64) metric {
+	return metric{name, help, true, []string{"device"}, func(u *engine.Usage) []sample {
+		var all []sample
+		for i := range u.IO {
+			all = append(all, sample{[]string{device(&u.IO[i])}, read(&u.IO[i])})
+		}
+		return all
+	}}
+}
+
+func perInterface(name, help string, read func(*engine.InterfaceUsage) uint64) metric {
+	return metric{name, help, true, []string{"interface"}, func(u *engine.Usage) []sample {
 		var all []sample
 		for i := range u.Network {
 			all = append(all, sample{[]string{u.Network[i].Name}, read(&u.Network[i])})
 		}
 		return all
-	}
+	}}
 }
 
 // ListMetricDescriptors names the metrics and their labels. They never change.
@@ -139,11 +269,12 @@ func (s *Server) ListMetricDescriptors(context.Context, *runtimeapi.ListMetricDe
 // ListPodSandboxMetrics reads the metrics of every ready pod.
 func (s *Server) ListPodSandboxMetrics(context.Context, *runtimeapi.ListPodSandboxMetricsRequest) (*runtimeapi.ListPodSandboxMetricsResponse, error) {
 	resp := &runtimeapi.ListPodSandboxMetricsResponse{}
+	running := s.runningByPod()
 	for _, p := range s.engine.Pods() {
 		if p.State != engine.PodReady {
 			continue
 		}
-		metrics, err := s.metricsOf(&p)
+		metrics, err := s.metricsOf(&p, running[p.ID])
 		if errors.Is(err, engine.ErrNotFound) {
 			continue // removed meanwhile
 		}
@@ -166,17 +297,14 @@ func (s *Server) StreamPodSandboxMetrics(_ *runtimeapi.StreamPodSandboxMetricsRe
 	})
 }
 
-func (s *Server) metricsOf(p *engine.Pod) (*runtimeapi.PodSandboxMetrics, error) {
-	usage, err := s.engine.PodUsage(p.ID)
+func (s *Server) metricsOf(p *engine.Pod, running []engine.Container) (*runtimeapi.PodSandboxMetrics, error) {
+	usage, err := s.engine.PodNetworkUsage(p.ID)
 	if err != nil {
 		return nil, err
 	}
 	out := &runtimeapi.PodSandboxMetrics{PodSandboxId: p.ID, Metrics: readMetrics(podMetrics, &usage, []string{p.ID})}
-	for _, c := range s.engine.Containers() {
-		if c.PodID != p.ID || c.State != engine.ContainerRunning {
-			continue
-		}
-		usage, err := s.engine.ContainerUsage(c.ID)
+	for _, c := range running {
+		usage, err := s.engine.ContainerDetails(c.ID)
 		if errors.Is(err, engine.ErrNotFound) {
 			continue
 		}

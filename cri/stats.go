@@ -43,11 +43,18 @@ func (s *Server) StreamContainerStats(req *runtimeapi.StreamContainerStatsReques
 // listContainerStats reads the running containers that are wanted; one that
 // is removed meanwhile is left out.
 func (s *Server) listContainerStats(wanted func(*engine.Container) bool) ([]*runtimeapi.ContainerStats, error) {
-	var list []*runtimeapi.ContainerStats
+	var running []engine.Container
 	for _, c := range s.engine.Containers() {
-		if c.State != engine.ContainerRunning || !wanted(&c) {
-			continue
+		if c.State == engine.ContainerRunning && wanted(&c) {
+			running = append(running, c)
 		}
+	}
+	return s.statsOf(running)
+}
+
+func (s *Server) statsOf(containers []engine.Container) ([]*runtimeapi.ContainerStats, error) {
+	var list []*runtimeapi.ContainerStats
+	for _, c := range containers {
 		stats, err := s.containerStats(&c)
 		if errors.Is(err, engine.ErrNotFound) {
 			continue
@@ -116,19 +123,20 @@ func (s *Server) PodSandboxStats(_ context.Context, req *runtimeapi.PodSandboxSt
 	if err != nil {
 		return nil, err
 	}
-	stats, err := s.podStats(&p)
+	stats, err := s.podStats(&p, s.runningByPod()[p.ID])
 	return &runtimeapi.PodSandboxStatsResponse{Stats: stats}, err
 }
 
 // ListPodSandboxStats says what the ready pods use.
 func (s *Server) ListPodSandboxStats(_ context.Context, req *runtimeapi.ListPodSandboxStatsRequest) (*runtimeapi.ListPodSandboxStatsResponse, error) {
 	f := req.GetFilter()
+	running := s.runningByPod()
 	var list []*runtimeapi.PodSandboxStats
 	for _, p := range s.engine.Pods() {
 		if p.State != engine.PodReady || !strings.HasPrefix(p.ID, f.GetId()) || !labelsMatch(p.Config.Labels, f.GetLabelSelector()) {
 			continue
 		}
-		stats, err := s.podStats(&p)
+		stats, err := s.podStats(&p, running[p.ID])
 		if errors.Is(err, engine.ErrNotFound) {
 			continue
 		}
@@ -151,18 +159,29 @@ func (s *Server) StreamPodSandboxStats(req *runtimeapi.StreamPodSandboxStatsRequ
 	})
 }
 
-func (s *Server) podStats(p *engine.Pod) (*runtimeapi.PodSandboxStats, error) {
+// runningByPod gives the running containers of each pod.
+func (s *Server) runningByPod() map[string][]engine.Container {
+	all := map[string][]engine.Container{}
+	for _, c := range s.engine.Containers() {
+		if c.State == engine.ContainerRunning {
+			all[c.PodID] = append(all[c.PodID], c)
+		}
+	}
+	return all
+}
+
+func (s *Server) podStats(p *engine.Pod, running []engine.Container) (*runtimeapi.PodSandboxStats, error) {
 	u, err := s.engine.PodUsage(p.ID)
 	if err != nil {
 		return nil, err
 	}
-	containers, err := s.listContainerStats(func(c *engine.Container) bool { return c.PodID == p.ID })
+	containers, err := s.statsOf(running)
 	if err != nil {
 		return nil, err
 	}
 	at := u.Time.UnixNano()
 	linux := &runtimeapi.LinuxPodSandboxStats{Cpu: cpuUsage(&u), Memory: memoryUsage(&u), Containers: containers,
-		Process: &runtimeapi.ProcessUsage{Timestamp: at, ProcessCount: count(u.Processes)},
+		Process: &runtimeapi.ProcessUsage{Timestamp: at, ProcessCount: count(u.Pids.Current)},
 		Io:      &runtimeapi.IoUsage{Timestamp: at, Psi: psi(u.IOPressure)},
 		Network: &runtimeapi.NetworkUsage{Timestamp: at},
 	}

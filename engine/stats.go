@@ -22,10 +22,22 @@ type Usage struct {
 	cgroup.Stats
 	NanoCores uint64 // CPU rate since the reading before, in billionths of a core; 0 if there was none
 	HasRate   bool
-	Processes uint64
 	Layer     *DiskUsage // of a container's writable layer
 	Network   []InterfaceUsage
+	Details   *Details
 }
+
+// Details is what only metrics ask for, and costs more to read.
+type Details struct {
+	Processes, FileDescriptors, Sockets uint64
+	MaxOpenFiles                        uint64 // soft limit of the first process
+	Resources                           Resources
+	StartedAt                           time.Time
+	Disk                                Filesystem // that the writable layer is on
+}
+
+// Filesystem is the size of one, in bytes and inodes.
+type Filesystem struct{ Bytes, Inodes, FreeInodes uint64 }
 
 // DiskUsage is what lies on disk below a directory.
 type DiskUsage struct {
@@ -35,8 +47,9 @@ type DiskUsage struct {
 
 // InterfaceUsage counts a network interface's traffic since it was made.
 type InterfaceUsage struct {
-	Name                                 string
-	RxBytes, RxErrors, TxBytes, TxErrors uint64
+	Name                                    string
+	RxBytes, RxPackets, RxErrors, RxDropped uint64
+	TxBytes, TxPackets, TxErrors, TxDropped uint64
 }
 
 // rates remembers the last reading of each object's CPU time.
@@ -86,12 +99,41 @@ func (r *rates) forget(id string) {
 // ContainerUsage reads what a container uses. One that has exited uses its
 // writable layer alone.
 func (e *Engine) ContainerUsage(id string) (Usage, error) {
+	return e.containerUsage(id, cgroup.Summary)
+}
+
+// ContainerDetails reads all that there is to know.
+func (e *Engine) ContainerDetails(id string) (Usage, error) {
+	u, err := e.containerUsage(id, cgroup.AllParts)
+	if err != nil {
+		return Usage{}, err
+	}
 	c, err := e.findContainer(id)
 	if err != nil {
 		return Usage{}, err
 	}
 	rec := c.snapshot()
-	u, err := e.groupUsage(c.id, rec.CgroupPath)
+	u.Details = &Details{StartedAt: rec.StartedAt}
+	if rec.Resources != nil {
+		u.Details.Resources = *rec.Resources
+	}
+	pids, err := e.cgroups.Load(rec.CgroupPath).Procs()
+	if err != nil {
+		return Usage{}, err
+	}
+	u.Details.countProcesses(pids)
+	u.Details.MaxOpenFiles = maxOpenFiles(rec.Pid)
+	u.Details.Disk, err = filesystemOf(e.cfg.layerDir(c.id))
+	return u, err
+}
+
+func (e *Engine) containerUsage(id string, parts cgroup.Parts) (Usage, error) {
+	c, err := e.findContainer(id)
+	if err != nil {
+		return Usage{}, err
+	}
+	rec := c.snapshot()
+	u, err := e.groupUsage(c.id, rec.CgroupPath, parts)
 	if err != nil {
 		return Usage{}, err
 	}
@@ -105,16 +147,15 @@ func (e *Engine) ContainerUsage(id string) (Usage, error) {
 }
 
 // groupUsage reads a cgroup; one that has gone uses nothing.
-func (e *Engine) groupUsage(id, path string) (Usage, error) {
-	group := e.cgroups.Load(path)
-	stats, err := group.Stats()
+func (e *Engine) groupUsage(id, path string, parts cgroup.Parts) (Usage, error) {
+	stats, err := e.cgroups.Load(path).StatsOf(parts)
 	if errors.Is(err, fs.ErrNotExist) {
 		return Usage{Stats: cgroup.Stats{Time: time.Now()}}, nil
 	}
 	if err != nil {
 		return Usage{}, err
 	}
-	u := Usage{Stats: stats, Processes: stats.Pids.Current}
+	u := Usage{Stats: stats}
 	u.NanoCores, u.HasRate = e.rates.next(id, stats.Time, stats.CPU.Usage)
 	return u, nil
 }
@@ -127,25 +168,44 @@ func (e *Engine) PodUsage(id string) (Usage, error) {
 		return Usage{}, err
 	}
 	rec := p.snapshot()
-	u, err := e.groupUsage(p.id, e.usageCgroup(rec))
+	u, err := e.groupUsage(p.id, e.usageCgroup(rec), cgroup.Summary)
 	if err != nil {
 		return Usage{}, err
 	}
-	if rec.Config.Namespaces.Network != ModeHost {
-		u.Network, err = e.podNetwork(p.id)
+	u.Network, err = e.podNetwork(rec)
+	return u, err
+}
+
+// PodNetworkUsage reads what a pod has sent and received.
+func (e *Engine) PodNetworkUsage(id string) (Usage, error) {
+	p, err := e.findPod(id)
+	if err != nil {
+		return Usage{}, err
 	}
+	u := Usage{Stats: cgroup.Stats{Time: time.Now()}}
+	u.Network, err = e.podNetwork(p.snapshot())
 	return u, err
 }
 
 // podNetwork reads a pod's interfaces through one of its processes, since the
-// daemon enters no namespace. A pod without a process has none to show.
-func (e *Engine) podNetwork(podID string) ([]InterfaceUsage, error) {
-	for _, c := range e.containersOf(podID) {
+// daemon enters no namespace. A pod without a process has none to show, nor
+// has one in the host's network.
+func (e *Engine) podNetwork(p Pod) ([]InterfaceUsage, error) {
+	if p.Config.Namespaces.Network == ModeHost {
+		return nil, nil
+	}
+	pids := []int{p.InitPid}
+	for _, c := range e.containersOf(p.ID) {
 		rec := c.snapshot()
-		if rec.State != ContainerRunning && rec.State != ContainerCreated {
+		if rec.State == ContainerRunning || rec.State == ContainerCreated {
+			pids = append(pids, rec.Pid)
+		}
+	}
+	for _, pid := range pids {
+		if pid == 0 {
 			continue
 		}
-		found, err := readInterfaces(filepath.Join("/proc", strconv.Itoa(rec.Pid), "net/dev"))
+		found, err := readInterfaces(filepath.Join("/proc", strconv.Itoa(pid), "net/dev"))
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ESRCH) {
 			continue // it has just ended
 		}
@@ -166,14 +226,15 @@ func readInterfaces(path string) ([]InterfaceUsage, error) {
 	for scan.Scan() {
 		name, rest, ok := strings.Cut(scan.Text(), ":")
 		fields := strings.Fields(rest)
-		if name = strings.TrimSpace(name); !ok || name == "lo" || len(fields) < 11 {
+		if name = strings.TrimSpace(name); !ok || name == "lo" || len(fields) < 12 {
 			continue
 		}
 		count := func(i int) uint64 {
 			n, _ := strconv.ParseUint(fields[i], 10, 64) // the kernel writes numbers
 			return n
 		}
-		all = append(all, InterfaceUsage{Name: name, RxBytes: count(0), RxErrors: count(2), TxBytes: count(8), TxErrors: count(10)})
+		all = append(all, InterfaceUsage{Name: name, RxBytes: count(0), RxPackets: count(1), RxErrors: count(2), RxDropped: count(3),
+			TxBytes: count(8), TxPackets: count(9), TxErrors: count(10), TxDropped: count(11)})
 	}
 	return all, scan.Err()
 }

@@ -20,7 +20,10 @@ const (
 	PartIO
 	PartHugepages
 	PartPressure
-	AllParts = PartCPU | PartMemory | PartPids | PartIO | PartHugepages | PartPressure
+	PartHistory // MemoryStats.Max and what stands below it
+	AllParts    = PartCPU | PartMemory | PartPids | PartIO | PartHugepages | PartPressure | PartHistory
+	// Summary is what kubelet asks for every few seconds.
+	Summary = PartCPU | PartMemory | PartPids | PartPressure
 )
 
 // Stats is one reading of a group and all below it. What a kernel or a missing
@@ -60,6 +63,10 @@ type MemoryStats struct {
 	PageFaults      uint64
 	MajorPageFaults uint64
 	Pressure        *Pressure
+	Mapped          uint64 // file cache that is mapped
+	Max             uint64 // the largest usage since the group was made
+	LimitHits       uint64 // how often the usage met the limit
+	OOMKills        uint64 // see [Group.OOMKills]
 }
 
 // PidsStats counts tasks, that is threads.
@@ -105,7 +112,7 @@ func (g *Group) StatsOf(parts Parts) (Stats, error) {
 		read func(*Stats) error
 	}{
 		{PartCPU, g.cpuStats}, {PartMemory, g.memoryStats}, {PartPids, g.pidsStats},
-		{PartIO, g.ioStats}, {PartHugepages, g.hugepageStats}, {PartPressure, g.pressure},
+		{PartIO, g.ioStats}, {PartHugepages, g.hugepageStats}, {PartPressure, g.pressure}, {PartHistory, g.historyStats},
 	} {
 		if parts&part.bit == 0 {
 			continue
@@ -215,6 +222,8 @@ func memoryStats1(dir string, m *MemoryStats) (inactive uint64, err error) {
 			m.RSS = v
 		case "total_cache":
 			m.Cache = v
+		case "total_mapped_file":
+			m.Mapped = v
 		case "total_swap":
 			m.Swap = v
 		case "total_pgfault":
@@ -249,6 +258,8 @@ func memoryStats2(dir string, m *MemoryStats) (inactive uint64, err error) {
 			m.RSS = v
 		case "file":
 			m.Cache = v
+		case "file_mapped":
+			m.Mapped = v
 		case "pgfault":
 			m.PageFaults = v
 		case "pgmajfault":
@@ -275,6 +286,31 @@ func memoryStats2(dir string, m *MemoryStats) (inactive uint64, err error) {
 		}
 	}
 	return inactive, nil
+}
+
+// historyStats reads what the memory controller counted. memory.peak came with
+// Linux 5.19.
+func (g *Group) historyStats(s *Stats) error {
+	t, ok := g.host.tree("memory")
+	if !ok {
+		return nil
+	}
+	m := &s.Memory
+	var errs [3]error
+	if t.Unified {
+		m.Max, errs[0] = readUint(g.dir(t), "memory.peak")
+		m.LimitHits, errs[1] = readKey(g.dir(t), "memory.events", "max")
+	} else {
+		m.Max, errs[0] = readUint(g.dir(t), "memory.max_usage_in_bytes")
+		m.LimitHits, errs[1] = readUint(g.dir(t), "memory.failcnt")
+	}
+	m.OOMKills, errs[2] = g.OOMKills()
+	for _, err := range errs {
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
 }
 
 func (g *Group) pidsStats(s *Stats) (err error) {

@@ -56,6 +56,7 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 	"leaks": verb(leaks), "update": verb(update), "reopen": verb(reopen), "status": verb(statusOf), "get": verb(get), "pull": verb(pull),
 	"images": verb(listImages), "rmi": verb(removeImage), "stats": verb(stats), "rotate": verb(rotate), "conf": verb(conf), "write": verb(write),
 	"killc": verb(killContainer), "target": verb(target), "plugin": verb(pluginVerb), "updatep": verb(updatePod), "updateall": verb(updateAll),
+	"metrics": verb(metrics),
 }
 
 // verb makes a command of a script from one that returns an error: a gRPC
@@ -544,6 +545,24 @@ func stats(s *session, ctx context.Context, args []string, out io.Writer) error 
 		return err
 	}
 	return printJSON(out, resp)
+}
+
+// metrics prints the metrics of all pods.
+func metrics(s *session, ctx context.Context, _ []string, out io.Writer) error {
+	resp, err := s.node.Runtime.ListPodSandboxMetrics(ctx, &runtimeapi.ListPodSandboxMetricsRequest{})
+	if err != nil {
+		return err
+	}
+	for _, pod := range resp.PodMetrics {
+		all := slices.Clone(pod.Metrics)
+		for _, c := range pod.ContainerMetrics {
+			all = append(all, c.Metrics...)
+		}
+		for _, m := range all {
+			fmt.Fprintln(out, m.Name, strings.Join(m.LabelValues[1:], ","), m.Value.GetValue())
+		}
+	}
+	return nil
 }
 
 // killContainer NAME... kills the first process of containers behind the
