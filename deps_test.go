@@ -17,7 +17,7 @@ const module = "github.com/longshore/longshore"
 var mayImport = map[string][]string{
 	".": {"engine", "cri", "images", "cni", "internal", "shim/client", // wires the parts
 		"google.golang.org/grpc", "google.golang.org/protobuf", "github.com/pelletier/go-toml", "golang.org/x/sys", "k8s.io/klog/v2"},
-	"cri": {"engine", "images", "internal", "k8s.io/cri-api", "k8s.io/cri-streaming", "k8s.io/streaming", "google.golang.org/grpc", "golang.org/x/net/websocket", "golang.org/x/sys"},
+	"cri": {"engine", "images", "internal", "k8s.io/cri-api", "k8s.io/cri-streaming", "k8s.io/streaming", "google.golang.org/grpc", "google.golang.org/protobuf", "golang.org/x/net/websocket", "golang.org/x/sys"},
 	"engine": {"shim/api", "shim/client", "images", "cni", "internal", "golang.org/x/sys",
 		"github.com/opencontainers/runtime-spec", "github.com/opencontainers/runtime-tools", "github.com/moby/profiles/seccomp", "github.com/moby/sys/user",
 		"github.com/containerd/nri/pkg/api", "github.com/containerd/nri/pkg/runtime-tools/generate", "tags.cncf.io/container-device-interface/pkg/cdi"},

@@ -177,10 +177,8 @@ func (s *Server) containerEvent(ev engine.Event) *runtimeapi.ContainerEventRespo
 		return resp // it has gone meanwhile
 	}
 	resp.PodSandboxStatus = podStatus(&pod)
-	for _, c := range s.engine.Containers() {
-		if c.PodID == pod.ID {
-			resp.ContainersStatuses = append(resp.ContainersStatuses, s.containerStatus(&c))
-		}
+	for _, c := range s.engine.ContainersOf(pod.ID) {
+		resp.ContainersStatuses = append(resp.ContainersStatuses, s.containerStatus(&c))
 	}
 	return resp
 }

@@ -2,7 +2,6 @@ package cri
 
 import (
 	"context"
-	"errors"
 	"slices"
 	"strconv"
 
@@ -268,22 +267,14 @@ func (s *Server) ListMetricDescriptors(context.Context, *runtimeapi.ListMetricDe
 
 // ListPodSandboxMetrics reads the metrics of every ready pod.
 func (s *Server) ListPodSandboxMetrics(context.Context, *runtimeapi.ListPodSandboxMetricsRequest) (*runtimeapi.ListPodSandboxMetricsResponse, error) {
-	resp := &runtimeapi.ListPodSandboxMetricsResponse{}
-	running := s.runningByPod()
+	var pods []engine.Pod
 	for _, p := range s.engine.Pods() {
-		if p.State != engine.PodReady {
-			continue
+		if p.State == engine.PodReady {
+			pods = append(pods, p)
 		}
-		metrics, err := s.metricsOf(&p, running[p.ID])
-		if errors.Is(err, engine.ErrNotFound) {
-			continue // removed meanwhile
-		}
-		if err != nil {
-			return nil, err
-		}
-		resp.PodMetrics = append(resp.PodMetrics, metrics)
 	}
-	return resp, nil
+	list, err := gather(pods, s.metricsOf)
+	return &runtimeapi.ListPodSandboxMetricsResponse{PodMetrics: list}, err
 }
 
 // StreamPodSandboxMetrics does the same in chunks.
@@ -297,24 +288,20 @@ func (s *Server) StreamPodSandboxMetrics(_ *runtimeapi.StreamPodSandboxMetricsRe
 	})
 }
 
-func (s *Server) metricsOf(p *engine.Pod, running []engine.Container) (*runtimeapi.PodSandboxMetrics, error) {
+func (s *Server) metricsOf(p *engine.Pod) (*runtimeapi.PodSandboxMetrics, error) {
 	usage, err := s.engine.PodNetworkUsage(p.ID)
 	if err != nil {
 		return nil, err
 	}
 	out := &runtimeapi.PodSandboxMetrics{PodSandboxId: p.ID, Metrics: readMetrics(podMetrics, &usage, []string{p.ID})}
-	for _, c := range running {
-		usage, err := s.engine.ContainerDetails(c.ID)
-		if errors.Is(err, engine.ErrNotFound) {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		out.ContainerMetrics = append(out.ContainerMetrics, &runtimeapi.ContainerMetrics{ContainerId: c.ID,
-			Metrics: readMetrics(containerMetrics, &usage, []string{c.ID, c.Config.Name, c.Config.Image})})
-	}
-	return out, nil
+	out.ContainerMetrics, err = gather(s.runningIn(p.ID), s.containerMetrics)
+	return out, err
+}
+
+func (s *Server) containerMetrics(c *engine.Container) (*runtimeapi.ContainerMetrics, error) {
+	usage, err := s.engine.ContainerDetails(c.ID)
+	return &runtimeapi.ContainerMetrics{ContainerId: c.ID,
+		Metrics: readMetrics(containerMetrics, &usage, []string{c.ID, c.Config.Name, c.Config.Image})}, err
 }
 
 func readMetrics(metrics []metric, u *engine.Usage, labels []string) []*runtimeapi.Metric {

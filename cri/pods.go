@@ -41,10 +41,8 @@ func (s *Server) PodSandboxStatus(_ context.Context, req *runtimeapi.PodSandboxS
 		return nil, err
 	}
 	resp := &runtimeapi.PodSandboxStatusResponse{Status: podStatus(&pod), Timestamp: time.Now().UnixNano()}
-	for _, c := range s.engine.Containers() {
-		if c.PodID == pod.ID {
-			resp.ContainersStatuses = append(resp.ContainersStatuses, s.containerStatus(&c))
-		}
+	for _, c := range s.engine.ContainersOf(pod.ID) {
+		resp.ContainersStatuses = append(resp.ContainersStatuses, s.containerStatus(&c))
 	}
 	if req.Verbose {
 		resp.Info, err = verbose(map[string]any{"pid": pod.InitPid, "config": pod.Config, "cniResult": json.RawMessage(orNull(pod.CNIResult))})
@@ -106,19 +104,6 @@ func (s *Server) StreamPodSandboxes(req *runtimeapi.StreamPodSandboxesRequest, s
 	return inChunks(s.listPods(req.Filter), func(chunk []*runtimeapi.PodSandbox) error {
 		return stream.Send(&runtimeapi.StreamPodSandboxesResponse{PodSandboxes: chunk})
 	})
-}
-
-// chunkSize is how many items one message of a stream carries: small enough
-// for any item's labels to fit the message limit.
-const chunkSize = 100
-
-func inChunks[T any](items []T, send func([]T) error) error {
-	for chunk := range slices.Chunk(items, chunkSize) {
-		if err := send(chunk); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 func (s *Server) listPods(filter *runtimeapi.PodSandboxFilter) []*runtimeapi.PodSandbox {

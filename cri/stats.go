@@ -2,7 +2,7 @@ package cri
 
 import (
 	"context"
-	"errors"
+	"slices"
 	"strings"
 
 	"github.com/longshore/longshore/engine"
@@ -49,22 +49,7 @@ func (s *Server) listContainerStats(wanted func(*engine.Container) bool) ([]*run
 			running = append(running, c)
 		}
 	}
-	return s.statsOf(running)
-}
-
-func (s *Server) statsOf(containers []engine.Container) ([]*runtimeapi.ContainerStats, error) {
-	var list []*runtimeapi.ContainerStats
-	for _, c := range containers {
-		stats, err := s.containerStats(&c)
-		if errors.Is(err, engine.ErrNotFound) {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		list = append(list, stats)
-	}
-	return list, nil
+	return gather(running, s.containerStats)
 }
 
 func (s *Server) containerStats(c *engine.Container) (*runtimeapi.ContainerStats, error) {
@@ -123,29 +108,21 @@ func (s *Server) PodSandboxStats(_ context.Context, req *runtimeapi.PodSandboxSt
 	if err != nil {
 		return nil, err
 	}
-	stats, err := s.podStats(&p, s.runningByPod()[p.ID])
+	stats, err := s.podStats(&p)
 	return &runtimeapi.PodSandboxStatsResponse{Stats: stats}, err
 }
 
 // ListPodSandboxStats says what the ready pods use.
 func (s *Server) ListPodSandboxStats(_ context.Context, req *runtimeapi.ListPodSandboxStatsRequest) (*runtimeapi.ListPodSandboxStatsResponse, error) {
 	f := req.GetFilter()
-	running := s.runningByPod()
-	var list []*runtimeapi.PodSandboxStats
+	var pods []engine.Pod
 	for _, p := range s.engine.Pods() {
-		if p.State != engine.PodReady || !strings.HasPrefix(p.ID, f.GetId()) || !labelsMatch(p.Config.Labels, f.GetLabelSelector()) {
-			continue
+		if p.State == engine.PodReady && strings.HasPrefix(p.ID, f.GetId()) && labelsMatch(p.Config.Labels, f.GetLabelSelector()) {
+			pods = append(pods, p)
 		}
-		stats, err := s.podStats(&p, running[p.ID])
-		if errors.Is(err, engine.ErrNotFound) {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		list = append(list, stats)
 	}
-	return &runtimeapi.ListPodSandboxStatsResponse{Stats: list}, nil
+	list, err := gather(pods, s.podStats)
+	return &runtimeapi.ListPodSandboxStatsResponse{Stats: list}, err
 }
 
 // StreamPodSandboxStats says the same in chunks.
@@ -159,23 +136,17 @@ func (s *Server) StreamPodSandboxStats(req *runtimeapi.StreamPodSandboxStatsRequ
 	})
 }
 
-// runningByPod gives the running containers of each pod.
-func (s *Server) runningByPod() map[string][]engine.Container {
-	all := map[string][]engine.Container{}
-	for _, c := range s.engine.Containers() {
-		if c.State == engine.ContainerRunning {
-			all[c.PodID] = append(all[c.PodID], c)
-		}
-	}
-	return all
+// runningIn gives the running containers of a pod.
+func (s *Server) runningIn(podID string) []engine.Container {
+	return slices.DeleteFunc(s.engine.ContainersOf(podID), func(c engine.Container) bool { return c.State != engine.ContainerRunning })
 }
 
-func (s *Server) podStats(p *engine.Pod, running []engine.Container) (*runtimeapi.PodSandboxStats, error) {
+func (s *Server) podStats(p *engine.Pod) (*runtimeapi.PodSandboxStats, error) {
 	u, err := s.engine.PodUsage(p.ID)
 	if err != nil {
 		return nil, err
 	}
-	containers, err := s.statsOf(running)
+	containers, err := gather(s.runningIn(p.ID), s.containerStats)
 	if err != nil {
 		return nil, err
 	}

@@ -124,9 +124,9 @@ func (e *Engine) CreateContainer(ctx context.Context, podID string, cfg Containe
 func (e *Engine) claimContainer(p *pod, cfg ContainerConfig) (*container, bool, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for _, c := range e.containers {
+	for _, c := range e.ofPod[p.id] {
 		s := c.snapshot()
-		if c.podID != p.id || s.Config.Name != cfg.Name || s.Config.Attempt != cfg.Attempt {
+		if s.Config.Name != cfg.Name || s.Config.Attempt != cfg.Attempt {
 			continue
 		}
 		if s.State != ContainerCreating && s.State != ContainerCreated || !reflect.DeepEqual(s.Config, cfg) {
@@ -135,7 +135,7 @@ func (e *Engine) claimContainer(p *pod, cfg ContainerConfig) (*container, bool, 
 		return c, false, nil
 	}
 	c := newContainer(Container{ID: newID(), PodID: p.id, Config: cfg, State: ContainerCreating, CreatedAt: time.Now(), Resources: cfg.Resources})
-	e.containers[c.id] = c
+	e.addContainer(c)
 	return c, true, nil
 }
 

@@ -41,6 +41,7 @@ type Engine struct {
 	pods       map[string]*pod
 	podKeys    map[PodKey]*pod
 	containers map[string]*container
+	ofPod      map[string]map[string]*container // the same by their pod's id
 	podCIDRs   []string
 }
 
@@ -62,7 +63,7 @@ func New(cfg Config, store *images.Store, shims *client.Pool, log *slog.Logger) 
 		return nil, err
 	}
 	e := &Engine{cfg: cfg, log: log, images: store, shims: shims, cgroups: host, host: facts,
-		pods: map[string]*pod{}, podKeys: map[PodKey]*pod{}, containers: map[string]*container{}}
+		pods: map[string]*pod{}, podKeys: map[PodKey]*pod{}, containers: map[string]*container{}, ofPod: map[string]map[string]*container{}}
 	e.workers.pool = shims
 	e.life, e.stop = context.WithCancel(context.Background())
 	if e.plugins, err = nri.New(cfg.NRI, cfg.Version, pluginRuntime{e}, log); err != nil {
@@ -147,13 +148,25 @@ func (e *Engine) findContainer(id string) (*container, error) {
 func (e *Engine) containersOf(podID string) []*container {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	var all []*container
-	for _, c := range e.containers {
-		if c.podID == podID {
-			all = append(all, c)
-		}
+	return slices.Collect(maps.Values(e.ofPod[podID]))
+}
+
+// addContainer takes a container into the tables; mu is held.
+func (e *Engine) addContainer(c *container) {
+	e.containers[c.id] = c
+	if e.ofPod[c.podID] == nil {
+		e.ofPod[c.podID] = map[string]*container{}
 	}
-	return all
+	e.ofPod[c.podID][c.id] = c
+}
+
+// dropContainer takes it out again; mu is held.
+func (e *Engine) dropContainer(c *container) {
+	delete(e.containers, c.id)
+	delete(e.ofPod[c.podID], c.id)
+	if len(e.ofPod[c.podID]) == 0 {
+		delete(e.ofPod, c.podID)
+	}
 }
 
 // Pod gives a pod by its id, unless it is still being made.
@@ -201,7 +214,14 @@ func (e *Engine) Container(id string) (Container, error) {
 
 // Containers gives all containers that clients may see.
 func (e *Engine) Containers() []Container {
-	containers := e.allContainers()
+	return snapshots(e.allContainers())
+}
+
+// ContainersOf gives those of one pod.
+func (e *Engine) ContainersOf(podID string) []Container { return snapshots(e.containersOf(podID)) }
+
+// snapshots leaves out containers that are still being made.
+func snapshots(containers []*container) []Container {
 	all := make([]Container, 0, len(containers))
 	for _, c := range containers {
 		if s := c.snapshot(); s.State != ContainerCreating {

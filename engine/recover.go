@@ -222,7 +222,7 @@ func (e *Engine) loadContainer(ctx context.Context, dir string) error {
 		}
 	}
 	e.mu.Lock()
-	e.containers[rec.ID] = c
+	e.addContainer(c)
 	e.mu.Unlock()
 	e.holdImage(rec)
 	return nil

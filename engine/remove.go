@@ -73,6 +73,6 @@ func (e *Engine) discardContainer(c *container) {
 func (e *Engine) forgetContainer(c *container) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	delete(e.containers, c.id)
+	e.dropContainer(c)
 	e.rates.forget(c.id)
 }

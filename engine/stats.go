@@ -96,10 +96,16 @@ func (r *rates) forget(id string) {
 	delete(r.last, id)
 }
 
+// The parts of a cgroup's statistics that kubelet asks for every few seconds.
+const (
+	containerSummary = cgroup.PartCPU | cgroup.PartMemory | cgroup.PartPressure
+	podSummary       = containerSummary | cgroup.PartPids
+)
+
 // ContainerUsage reads what a container uses. One that has exited uses its
 // writable layer alone.
 func (e *Engine) ContainerUsage(id string) (Usage, error) {
-	return e.containerUsage(id, cgroup.Summary)
+	return e.containerUsage(id, containerSummary)
 }
 
 // ContainerDetails reads all that there is to know.
@@ -168,7 +174,7 @@ func (e *Engine) PodUsage(id string) (Usage, error) {
 		return Usage{}, err
 	}
 	rec := p.snapshot()
-	u, err := e.groupUsage(p.id, e.usageCgroup(rec), cgroup.Summary)
+	u, err := e.groupUsage(p.id, e.usageCgroup(rec), podSummary)
 	if err != nil {
 		return Usage{}, err
 	}

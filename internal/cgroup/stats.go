@@ -20,10 +20,10 @@ const (
 	PartIO
 	PartHugepages
 	PartPressure
-	PartHistory // MemoryStats.Max and what stands below it
-	AllParts    = PartCPU | PartMemory | PartPids | PartIO | PartHugepages | PartPressure | PartHistory
-	// Summary is what kubelet asks for every few seconds.
-	Summary = PartCPU | PartMemory | PartPids | PartPressure
+	// PartDetails is what costs version 1 more files: CPU time beside the usage,
+	// what the memory controller counted, the limit of pids.
+	PartDetails
+	AllParts = PartCPU | PartMemory | PartPids | PartIO | PartHugepages | PartPressure | PartDetails
 )
 
 // Stats is one reading of a group and all below it. What a kernel or a missing
@@ -112,7 +112,7 @@ func (g *Group) StatsOf(parts Parts) (Stats, error) {
 		read func(*Stats) error
 	}{
 		{PartCPU, g.cpuStats}, {PartMemory, g.memoryStats}, {PartPids, g.pidsStats},
-		{PartIO, g.ioStats}, {PartHugepages, g.hugepageStats}, {PartPressure, g.pressure}, {PartHistory, g.historyStats},
+		{PartIO, g.ioStats}, {PartHugepages, g.hugepageStats}, {PartPressure, g.pressure}, {PartDetails, g.details},
 	} {
 		if parts&part.bit == 0 {
 			continue
@@ -131,47 +131,69 @@ func (g *Group) first() (*Tree, error) {
 	return &g.host.Trees[0], nil
 }
 
-func (g *Group) cpuStats(s *Stats) error {
+// cpuStats reads the usage; cgroup2 has all times in the same file, and counts
+// them without a controller.
+func (g *Group) cpuStats(s *Stats) (err error) {
 	c := &s.CPU
-	if t, ok := g.host.tree("cpu"); ok {
-		text, err := readFile(g.dir(t), "cpu.stat")
+	t, ok := g.host.tree("cpuacct")
+	if !ok {
+		return nil
+	}
+	if t.Unified {
+		return cpuStat(g.dir(t), c)
+	}
+	usage, err := readUint(g.dir(t), "cpuacct.usage")
+	c.Usage = time.Duration(usage)
+	return err
+}
+
+func cpuStat(dir string, c *CPUStats) error {
+	text, err := readFile(dir, "cpu.stat")
+	if err != nil {
+		return err
+	}
+	keyed(text, func(key string, v uint64) {
+		switch key {
+		case "usage_usec":
+			c.Usage = time.Duration(v) * time.Microsecond
+		case "user_usec":
+			c.User = time.Duration(v) * time.Microsecond
+		case "system_usec":
+			c.System = time.Duration(v) * time.Microsecond
+		case "nr_periods":
+			c.Periods = v
+		case "nr_throttled":
+			c.ThrottledPeriods = v
+		case "throttled_usec":
+			c.Throttled = time.Duration(v) * time.Microsecond
+		case "throttled_time": // version 1, nanoseconds
+			c.Throttled = time.Duration(v)
+		}
+	})
+	return nil
+}
+
+// cpuDetails reads what version 1 keeps in other files than the usage.
+func (g *Group) cpuDetails(s *Stats) error {
+	c := &s.CPU
+	if t, ok := g.host.tree("cpu"); ok && !t.Unified {
+		if err := cpuStat(g.dir(t), c); err != nil {
+			return err
+		}
+	}
+	t, ok := g.host.tree("cpuacct")
+	if !ok || t.Unified {
+		return nil
+	}
+	for _, f := range []struct {
+		file string
+		to   *time.Duration
+	}{{"cpuacct.usage_user", &c.User}, {"cpuacct.usage_sys", &c.System}} {
+		n, err := readUint(g.dir(t), f.file)
 		if err != nil {
 			return err
 		}
-		keyed(text, func(key string, v uint64) {
-			switch key {
-			case "usage_usec":
-				c.Usage = time.Duration(v) * time.Microsecond
-			case "user_usec":
-				c.User = time.Duration(v) * time.Microsecond
-			case "system_usec":
-				c.System = time.Duration(v) * time.Microsecond
-			case "nr_periods":
-				c.Periods = v
-			case "nr_throttled":
-				c.ThrottledPeriods = v
-			case "throttled_usec":
-				c.Throttled = time.Duration(v) * time.Microsecond
-			case "throttled_time": // version 1, nanoseconds
-				c.Throttled = time.Duration(v)
-			}
-		})
-	}
-	if t, ok := g.host.tree("cpuacct"); ok && !t.Unified {
-		for _, f := range []struct {
-			file string
-			to   *time.Duration
-		}{{"cpuacct.usage", &c.Usage}, {"cpuacct.usage_user", &c.User}, {"cpuacct.usage_sys", &c.System}} {
-			n, err := readUint(g.dir(t), f.file)
-			if err != nil {
-				return err
-			}
-			*f.to = time.Duration(n)
-		}
-	} else if ok && c.Usage == 0 { // cgroup2 counts time without a controller
-		usage, err := readKey(g.dir(t), "cpu.stat", "usage_usec")
-		c.Usage = time.Duration(usage) * time.Microsecond
-		return err
+		*f.to = time.Duration(n)
 	}
 	return nil
 }
@@ -288,9 +310,18 @@ func memoryStats2(dir string, m *MemoryStats) (inactive uint64, err error) {
 	return inactive, nil
 }
 
-// historyStats reads what the memory controller counted. memory.peak came with
-// Linux 5.19.
-func (g *Group) historyStats(s *Stats) error {
+// details reads the rest of CPU, memory and pids. memory.peak came with Linux
+// 5.19.
+func (g *Group) details(s *Stats) error {
+	for _, read := range []func(*Stats) error{g.cpuDetails, g.memoryDetails, g.pidsLimit} {
+		if err := read(s); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+func (g *Group) memoryDetails(s *Stats) error {
 	t, ok := g.host.tree("memory")
 	if !ok {
 		return nil
@@ -314,17 +345,15 @@ func (g *Group) historyStats(s *Stats) error {
 }
 
 func (g *Group) pidsStats(s *Stats) (err error) {
-	t, ok := g.host.tree("pids")
-	if !ok {
-		return nil
+	if t, ok := g.host.tree("pids"); ok {
+		s.Pids.Current, err = readUint(g.dir(t), "pids.current")
 	}
-	s.Pids.Limit = Unlimited
-	if s.Pids.Current, err = readUint(g.dir(t), "pids.current"); err != nil {
-		return err
-	}
-	limit, err := readUint(g.dir(t), "pids.max")
-	if err == nil {
-		s.Pids.Limit = limit
+	return err
+}
+
+func (g *Group) pidsLimit(s *Stats) (err error) {
+	if t, ok := g.host.tree("pids"); ok {
+		s.Pids.Limit, err = readUint(g.dir(t), "pids.max")
 	}
 	return err
 }
