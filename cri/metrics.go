@@ -79,6 +79,8 @@ var memoryMetrics = []metric{
 		func(u *engine.Usage) uint64 { return u.Memory.Mapped }),
 	gauge("container_memory_swap", "Container swap usage in bytes.",
 		func(u *engine.Usage) uint64 { return u.Memory.Swap }),
+	gauge("container_memory_kernel_usage", "Size of kernel memory allocated in bytes.",
+		func(u *engine.Usage) uint64 { return u.Memory.Kernel }),
 	gauge("container_memory_max_usage_bytes", "Maximum memory usage recorded in bytes.",
 		func(u *engine.Usage) uint64 { return u.Memory.Max }),
 	counter("container_memory_failcnt", "Number of memory usage hits limits.",
@@ -146,6 +148,8 @@ var specMetrics = []metric{
 	detail("container_spec_cpu_shares", "CPU share of the container.", false, func(d *engine.Details) uint64 { return uint64(max(d.Resources.CPUShares, 0)) }),
 	{"container_spec_memory_limit_bytes", "Memory limit for the container.", false, nil, limitSample(func(u *engine.Usage) uint64 { return u.Memory.Limit })},
 	{"container_spec_memory_swap_limit_bytes", "Memory swap limit for the container.", false, nil, limitSample(func(u *engine.Usage) uint64 { return u.Memory.SwapLimit })},
+	gauge("container_spec_memory_reservation_limit_bytes", "Memory reservation limit for the container.",
+		func(u *engine.Usage) uint64 { return u.Memory.Reservation }),
 	detail("container_start_time_seconds", "Start time of the container since unix epoch in seconds.", false, func(d *engine.Details) uint64 { return uint64(d.StartedAt.Unix()) }),
 	gauge("container_last_seen", "Last time a container was seen by the exporter.", func(u *engine.Usage) uint64 { return uint64(u.Time.Unix()) }),
 }

@@ -495,8 +495,8 @@ func TestStatsFromFiles(t *testing.T) {
 	_, g, _ := fake(t, nil, []string{"cpu", "memory", "pids", "io", "hugetlb"}, map[string]string{
 		"unified/cpu.stat":       "usage_usec 10\nuser_usec 6\nsystem_usec 4\nnr_periods 3\nnr_throttled 2\nthrottled_usec 1\n",
 		"unified/memory.current": "1000\n", "unified/memory.max": "4000\n", "unified/memory.swap.current": "5\n", "unified/memory.swap.max": "max\n",
-		"unified/memory.stat": "anon 600\nfile 300\nfile_mapped 20\ninactive_file 100\npgfault 8\npgmajfault 9\n",
-		"unified/memory.peak": "2000\n", "unified/memory.events": "low 0\nhigh 0\nmax 6\noom 1\noom_kill 4\n",
+		"unified/memory.stat": "anon 600\nfile 300\nfile_mapped 20\nkernel 70\ninactive_file 100\npgfault 8\npgmajfault 9\n",
+		"unified/memory.peak": "2000\n", "unified/memory.low": "80\n", "unified/memory.events": "low 0\nhigh 0\nmax 6\noom 1\noom_kill 4\n",
 		"unified/pids.current": "3\n", "unified/pids.max": "max\n",
 		"unified/io.stat":             "8:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=0 dios=0\n7:0 \n",
 		"unified/hugetlb.2MB.current": "0\n", "unified/hugetlb.2MB.max": "max\n",
@@ -510,7 +510,7 @@ func TestStatsFromFiles(t *testing.T) {
 	want := Stats{
 		Time:       got.Time,
 		CPU:        CPUStats{Usage: 10000, User: 6000, System: 4000, Periods: 3, ThrottledPeriods: 2, Throttled: 1000, Pressure: p},
-		Memory:     MemoryStats{Usage: 1000, WorkingSet: 900, Available: 3100, RSS: 600, Cache: 300, Limit: 4000, Swap: 5, SwapLimit: Unlimited, PageFaults: 8, MajorPageFaults: 9, Mapped: 20, Max: 2000, LimitHits: 6, OOMKills: 4},
+		Memory:     MemoryStats{Usage: 1000, WorkingSet: 900, Available: 3100, RSS: 600, Cache: 300, Limit: 4000, Swap: 5, SwapLimit: Unlimited, PageFaults: 8, MajorPageFaults: 9, Mapped: 20, Max: 2000, LimitHits: 6, OOMKills: 4, Kernel: 70, Reservation: 80},
 		Pids:       PidsStats{3, Unlimited},
 		IO:         []DeviceIO{{8, 0, 1, 2, 3, 4}},
 		IOPressure: p,
@@ -525,7 +525,7 @@ func TestStatsFromFiles(t *testing.T) {
 		"cpuacct/cpuacct.usage": "10\n", "cpuacct/cpuacct.usage_user": "6\n", "cpuacct/cpuacct.usage_sys": "4\n",
 		"memory/memory.usage_in_bytes":     "1000\n",
 		"memory/memory.stat":               "total_rss 600\ntotal_mapped_file 20\ntotal_cache 300\ntotal_swap 5\ntotal_inactive_file 2000\nhierarchical_memory_limit 9223372036854771712\n",
-		"memory/memory.max_usage_in_bytes": "2000\n", "memory/memory.failcnt": "6\n", "memory/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 4\n",
+		"memory/memory.max_usage_in_bytes": "2000\n", "memory/memory.failcnt": "6\n", "memory/memory.kmem.usage_in_bytes": "70\n", "memory/memory.soft_limit_in_bytes": "9223372036854771712\n", "memory/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 4\n",
 		"pids/pids.current": "3\n", "pids/pids.max": "9\n",
 		"blkio/blkio.throttle.io_service_bytes_recursive": "8:0 Read 1\n8:0 Write 2\n8:0 Total 3\nTotal 3\n",
 		"blkio/blkio.throttle.io_serviced_recursive":      "8:0 Read 3\n8:0 Write 4\nTotal 7\n",
@@ -536,7 +536,7 @@ func TestStatsFromFiles(t *testing.T) {
 	want = Stats{
 		Time:   got.Time,
 		CPU:    CPUStats{Usage: 10, User: 6, System: 4, Periods: 3, ThrottledPeriods: 2, Throttled: 1},
-		Memory: MemoryStats{Usage: 1000, Available: Unlimited, RSS: 600, Cache: 300, Limit: Unlimited, Swap: 5, SwapLimit: Unlimited, Mapped: 20, Max: 2000, LimitHits: 6, OOMKills: 4},
+		Memory: MemoryStats{Usage: 1000, Available: Unlimited, RSS: 600, Cache: 300, Limit: Unlimited, Swap: 5, SwapLimit: Unlimited, Mapped: 20, Max: 2000, LimitHits: 6, OOMKills: 4, Kernel: 70},
 		Pids:   PidsStats{3, 9},
 		IO:     []DeviceIO{{8, 0, 1, 2, 3, 4}},
 	}

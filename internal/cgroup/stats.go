@@ -67,6 +67,8 @@ type MemoryStats struct {
 	Max             uint64 // the largest usage since the group was made
 	LimitHits       uint64 // how often the usage met the limit
 	OOMKills        uint64 // see [Group.OOMKills]
+	Kernel          uint64 // the kernel's own, charged to the group
+	Reservation     uint64 // what reclaim leaves as long as it can, 0 for nothing
 }
 
 // PidsStats counts tasks, that is threads.
@@ -311,7 +313,7 @@ func memoryStats2(dir string, m *MemoryStats) (inactive uint64, err error) {
 }
 
 // details reads the rest of CPU, memory and pids. memory.peak came with Linux
-// 5.19.
+// 5.19, "kernel" in memory.stat with 5.18.
 func (g *Group) details(s *Stats) error {
 	for _, read := range []func(*Stats) error{g.cpuDetails, g.memoryDetails, g.pidsLimit} {
 		if err := read(s); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -327,15 +329,22 @@ func (g *Group) memoryDetails(s *Stats) error {
 		return nil
 	}
 	m := &s.Memory
-	var errs [3]error
-	if t.Unified {
-		m.Max, errs[0] = readUint(g.dir(t), "memory.peak")
-		m.LimitHits, errs[1] = readKey(g.dir(t), "memory.events", "max")
+	var errs [5]error
+	if dir := g.dir(t); t.Unified {
+		m.Max, errs[0] = readUint(dir, "memory.peak")
+		m.LimitHits, errs[1] = readKey(dir, "memory.events", "max")
+		m.Kernel, errs[2] = readKey(dir, "memory.stat", "kernel")
+		m.Reservation, errs[3] = readUint(dir, "memory.low")
 	} else {
-		m.Max, errs[0] = readUint(g.dir(t), "memory.max_usage_in_bytes")
-		m.LimitHits, errs[1] = readUint(g.dir(t), "memory.failcnt")
+		m.Max, errs[0] = readUint(dir, "memory.max_usage_in_bytes")
+		m.LimitHits, errs[1] = readUint(dir, "memory.failcnt")
+		m.Kernel, errs[2] = readUint(dir, "memory.kmem.usage_in_bytes")
+		m.Reservation, errs[3] = readUint(dir, "memory.soft_limit_in_bytes")
 	}
-	m.OOMKills, errs[2] = g.OOMKills()
+	if m.Reservation >= unlimitedFrom {
+		m.Reservation = 0
+	}
+	m.OOMKills, errs[4] = g.OOMKills()
 	for _, err := range errs {
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
