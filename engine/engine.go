@@ -282,13 +282,29 @@ func (w *workers) with(f func(*client.Shim) error) error {
 	return err
 }
 
+// again is with for what may be done twice: a shim that dies at it is followed
+// by another, of which the kept ones may all have died.
+func (w *workers) again(f func(*client.Shim) error) error {
+	err := w.with(f)
+	for range keptWorkers {
+		if !errors.Is(err, client.ErrGone) {
+			break
+		}
+		err = w.with(f)
+	}
+	return err
+}
+
 func (w *workers) get() (*client.Shim, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if n := len(w.idle); n > 0 {
+	for n := len(w.idle); n > 0; n = len(w.idle) {
 		s := w.idle[n-1]
 		w.idle = w.idle[:n-1]
-		return s, nil
+		if !s.Gone() {
+			return s, nil
+		}
+		s.Close()
 	}
 	return w.pool.Get()
 }

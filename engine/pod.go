@@ -105,10 +105,18 @@ func (e *Engine) makePod(ctx context.Context, p *pod) {
 	defer close(p.settled)
 	if err := e.sandbox(ctx, p); err != nil {
 		p.failed = err
+		defer e.forgetPod(p)
+		// A shim that failed has taken back what it made; one that died has not.
+		if errors.Is(err, client.ErrGone) {
+			if err := e.removeSandbox(ctx, p); err != nil {
+				// Its record stays: the next daemon takes back what was being made.
+				e.log.Warn("sandbox of a failed pod stays", "pod", p.id, "err", err)
+				return
+			}
+		}
 		if err := os.RemoveAll(e.cfg.podDir(p.id)); err != nil {
 			e.log.Warn("directory of a failed pod stays", "pod", p.id, "err", err)
 		}
-		e.forgetPod(p)
 		return
 	}
 	e.log.Info("pod is ready", "pod", p.id, "name", p.rec.Config.Name, "namespace", p.rec.Config.Namespace)
@@ -314,7 +322,7 @@ func (e *Engine) removeSandbox(ctx context.Context, p *pod) error {
 	if err != nil {
 		return err
 	}
-	return e.workers.with(func(s *client.Shim) error { return s.RemoveSandbox(ctx, data) })
+	return e.workers.again(func(s *client.Shim) error { return s.RemoveSandbox(ctx, data) })
 }
 
 // RemovePod stops a pod if it is not stopped, and removes it and its

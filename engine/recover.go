@@ -161,7 +161,7 @@ func (e *Engine) takeBack(ctx context.Context, p *pod) {
 		}
 	}
 	if errors.Is(err, client.ErrGone) {
-		err = e.workers.with(func(s *client.Shim) error { return s.RemoveSandbox(ctx, data) })
+		err = e.workers.again(func(s *client.Shim) error { return s.RemoveSandbox(ctx, data) })
 	}
 	if err == nil {
 		err = os.RemoveAll(e.cfg.podDir(p.id))

@@ -12,6 +12,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -29,6 +30,7 @@ var ErrGone = errors.New("the shim is gone")
 type Shim struct {
 	addr *net.UnixAddr
 	rpc  *ttrpc.Client
+	gone atomic.Bool // the connection has ended
 }
 
 // Dial connects to the shim that listens at path.
@@ -38,8 +40,14 @@ func Dial(path string) (*Shim, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrGone, err)
 	}
-	return &Shim{addr: addr, rpc: ttrpc.NewClient(c)}, nil
+	s := &Shim{addr: addr}
+	s.rpc = ttrpc.NewClient(c, ttrpc.WithOnClose(func() { s.gone.Store(true) }))
+	return s, nil
 }
+
+// Gone says that the shim has ended, or was closed here. One that lives may end
+// at any time: a call then gives [ErrGone].
+func (s *Shim) Gone() bool { return s.gone.Load() }
 
 // Close drops the connection; the shim goes on.
 func (s *Shim) Close() error { return s.rpc.Close() }

@@ -86,13 +86,20 @@ func (p *Pool) Template() string { return filepath.Join(p.dir, "template", "mnt"
 
 // Get gives a shim that nobody else has: an idle one, or a new one.
 func (p *Pool) Get() (*Shim, error) {
-	select {
-	case s := <-p.idle:
-		p.refill()
-		return s, nil
-	default:
-		p.refill()
-		return p.start()
+	for {
+		select {
+		case s := <-p.idle:
+			p.refill()
+			if s.Gone() { // killed while it waited
+				s.Close()
+				os.Remove(s.Addr())
+				continue
+			}
+			return s, nil
+		default:
+			p.refill()
+			return p.start()
+		}
 	}
 }
 

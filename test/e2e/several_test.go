@@ -71,6 +71,50 @@ func TestExecLeavesLittle(t *testing.T) {
 	h.stop("c")
 }
 
+// TestOOMNeverTouchesTheShim: the container runs out of memory again and again,
+// by exec and by its first process.
+func TestOOMNeverTouchesTheShim(t *testing.T) {
+	needRoot(t)
+	h := newHarness(t)
+	h.memory = 32 << 20
+	h.run("c")
+	groups, err := os.ReadFile(filepath.Join("/proc", h.pid, "cgroup"))
+	if err != nil || strings.Contains(string(groups), "longshore-several") {
+		t.Errorf("the shim is in the container's cgroup: %s, %v", groups, err)
+	}
+	const times = 20
+	eat := []byte(`{"args":["/guest","eat","200"],"cwd":"/","env":["PATH=/"],"user":{"uid":0,"gid":0},"oomScoreAdj":1000}`)
+	for i := range times {
+		id := fmt.Sprint("oom", i)
+		if _, err := h.shim.Run(h.ctx, "c", id, eat, client.Stdio{}, false); err != nil {
+			t.Fatal(err)
+		}
+		if exit, err := h.shim.Wait(h.ctx, "c", id); err != nil || exit.Code != 137 {
+			t.Fatalf("exec %d: %+v, %v", i, exit, err)
+		}
+		if state, err := h.shim.State(h.ctx, "c"); err != nil || api.Status(state.Status) != api.StatusRunning {
+			t.Fatalf("after %d: %+v, %v", i, state, err)
+		}
+	}
+	h.stop("c")
+	h.args = []string{"/guest", "eat", "200"}
+	h.run("glutton")
+	if exit, err := h.shim.Wait(h.ctx, "glutton", ""); err != nil || exit.Code != 137 {
+		t.Fatalf("first process: %+v, %v", exit, err)
+	}
+	var record api.Exit
+	data, err := os.ReadFile(filepath.Join(h.dir, "glutton", api.ExitFile))
+	if err == nil {
+		err = json.Unmarshal(data, &record)
+	}
+	if err != nil || !record.OOMKilled {
+		t.Errorf("exit record: %s, %v", data, err)
+	}
+	if err := h.shim.Delete(h.ctx, "glutton"); err != nil {
+		t.Error(err)
+	}
+}
+
 // harness drives a shim without a daemon.
 type harness struct {
 	t     *testing.T
@@ -80,12 +124,15 @@ type harness struct {
 	pid   string // the shim's
 	dirty int    // KiB, at the last mark
 	next  int
+
+	args   []string // of the next container
+	memory int      // its limit in bytes; 0 is none
 }
 
 func newHarness(t *testing.T) *harness {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	t.Cleanup(cancel)
-	h := &harness{t: t, ctx: ctx, dir: t.TempDir()}
+	h := &harness{t: t, ctx: ctx, dir: t.TempDir(), args: []string{"/guest", "pause"}}
 	pool, err := client.NewPool(filepath.Join(bin, "longshore-shim"), filepath.Join(h.dir, "shims"), 0, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
@@ -117,7 +164,7 @@ func (h *harness) run(id string) {
 	spec := object{
 		"ociVersion": "1.3.0",
 		"root":       object{"path": filepath.Join(h.dir, "root"), "readonly": true},
-		"process":    object{"args": []string{"/guest", "pause"}, "cwd": "/", "env": []string{"PATH=/"}, "user": object{"uid": 0, "gid": 0}},
+		"process":    object{"args": h.args, "cwd": "/", "env": []string{"PATH=/"}, "user": object{"uid": 0, "gid": 0}},
 		"mounts": []object{
 			{"destination": "/proc", "type": "proc", "source": "proc"},
 			{"destination": "/dev", "type": "tmpfs", "source": "tmpfs"},
@@ -128,6 +175,9 @@ func (h *harness) run(id string) {
 			"namespaces":  []object{{"type": "pid"}, {"type": "mount"}, {"type": "ipc"}, {"type": "uts"}, {"type": "network"}},
 			"maskedPaths": []string{"/proc/kcore"}, "readonlyPaths": []string{"/proc/sys"},
 		},
+	}
+	if h.memory > 0 {
+		spec["linux"].(object)["resources"] = object{"memory": object{"limit": h.memory}}
 	}
 	data, err := json.Marshal(spec)
 	if err != nil {
@@ -185,7 +235,7 @@ func (h *harness) execs(n int) {
 	}
 }
 
-func (h *harness) memory() int {
+func (h *harness) used() int {
 	h.t.Helper()
 	kib, err := privateDirty(h.pid)
 	if err != nil {
@@ -194,5 +244,5 @@ func (h *harness) memory() int {
 	return kib
 }
 
-func (h *harness) mark()      { h.dirty = h.memory() }
-func (h *harness) grown() int { return h.memory() - h.dirty }
+func (h *harness) mark()      { h.dirty = h.used() }
+func (h *harness) grown() int { return h.used() - h.dirty }
