@@ -42,7 +42,7 @@ func critest(ctx context.Context, n *node.Node, program, logs string, o options)
 		args = append(args, "-nri-socket", n.PluginSocket())
 	}
 	cmd := exec.CommandContext(ctx, program, args...)
-	cmd.Env = append(os.Environ(), "TMPDIR="+tmp)
+	cmd.Env = append(os.Environ(), "TMPDIR="+tmp, "PATH="+filepath.Dir(program)+":"+os.Getenv("PATH"))
 	cmd.Dir = tmp
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.Cancel = func() error { return cmd.Process.Signal(unix.SIGINT) }

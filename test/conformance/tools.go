@@ -74,8 +74,8 @@ func installHelpers(ctx context.Context) error {
 // buildCriTools builds critest and crictl as their own Makefile does, with the
 // versions of their own go.mod, not ours.
 func buildCriTools(ctx context.Context, dir string) error {
-	critest, crictl := filepath.Join(dir, "critest"), filepath.Join(dir, "crictl")
-	if exists(critest) && exists(crictl) {
+	critest, crictl, ginkgo := filepath.Join(dir, "critest"), filepath.Join(dir, "crictl"), filepath.Join(dir, "ginkgo")
+	if exists(critest) && exists(crictl) && exists(ginkgo) {
 		return nil
 	}
 	fmt.Println("building critest and crictl of", criTools)
@@ -91,6 +91,10 @@ func buildCriTools(ctx context.Context, dir string) error {
 	}
 	version := "-s -w -X sigs.k8s.io/cri-tools/pkg/version.Version=" + strings.TrimPrefix(module.Version, "v")
 	if err := command(ctx, module.Dir, "go", "build", "-trimpath", "-ldflags", version, "-o", crictl, "./cmd/crictl"); err != nil {
+		return err
+	}
+	// critest runs its specs in parallel by this program.
+	if err := command(ctx, module.Dir, "go", "build", "-trimpath", "-o", ginkgo, "github.com/onsi/ginkgo/v2/ginkgo"); err != nil {
 		return err
 	}
 	return command(ctx, module.Dir, "go", "test", "-c", "-trimpath", "-ldflags", version, "-o", critest, "./cmd/critest")
