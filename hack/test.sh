@@ -41,6 +41,7 @@ say scripts
 say conformance
 hack/conformance.sh
 hack/conformance.sh -focus Streaming -- -websocket-exec -websocket-attach -websocket-portforward
+hack/conformance.sh -- -parallel 4
 hack/conformance-oci.sh
 
 say 'Docker and Podman'
