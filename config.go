@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/longshore/longshore/engine"
@@ -26,17 +27,23 @@ type Config struct {
 	IdleShims int    `toml:"idle_shims" comment:"How many shims are started ahead."`
 	LogLevel  string `toml:"log_level" comment:"debug, info, warn or error."`
 
-	Streaming StreamingConfig `toml:"streaming" comment:"Exec, attach and port-forward for kubelet."`
-	Pods      PodsConfig      `toml:"pods" comment:"Defaults of pods and containers."`
-	Network   NetworkConfig   `toml:"network" comment:"The pod network."`
-	Images    ImagesConfig    `toml:"images" comment:"Where images come from."`
-	CDI       CDIConfig       `toml:"cdi" comment:"Devices by the Container Device Interface."`
-	NRI       NRIConfig       `toml:"nri" comment:"Plugins of the Node Resource Interface, which see and adjust pods and containers."`
+	Streaming  StreamingConfig  `toml:"streaming" comment:"Exec, attach and port-forward for kubelet."`
+	Pods       PodsConfig       `toml:"pods" comment:"Defaults of pods and containers."`
+	Network    NetworkConfig    `toml:"network" comment:"The pod network."`
+	Images     ImagesConfig     `toml:"images" comment:"Where images come from."`
+	CDI        CDIConfig        `toml:"cdi" comment:"Devices by the Container Device Interface."`
+	Checkpoint CheckpointConfig `toml:"checkpoint" comment:"Saving containers to files and restoring them."`
+	NRI        NRIConfig        `toml:"nri" comment:"Plugins of the Node Resource Interface, which see and adjust pods and containers."`
 }
 
 // CDIConfig is about devices that have a specification.
 type CDIConfig struct {
 	SpecDirs []string `toml:"spec_dirs" comment:"Where specifications lie; of two for one device the one in the later directory wins."`
+}
+
+// CheckpointConfig is about checkpoint and restore.
+type CheckpointConfig struct {
+	Criu string `toml:"criu" comment:"The program criu, 3.16 or later: its path, or its name to look for it."`
 }
 
 // NRIConfig is about plugins.
@@ -131,8 +138,9 @@ func defaultConfig() Config {
 			SeccompProfileRoot: "/var/lib/kubelet/seccomp", RuntimeHandlers: []string{"longshore"}},
 		Network: NetworkConfig{ConfDir: "/etc/cni/net.d", BinDirs: []string{"/opt/cni/bin"},
 			CacheDir: "/var/lib/cni", DataDir: "/var/lib/cni/networks"},
-		Images: ImagesConfig{ParallelLayers: 3},
-		CDI:    CDIConfig{SpecDirs: []string{"/etc/cdi", "/var/run/cdi"}},
+		Images:     ImagesConfig{ParallelLayers: 3},
+		Checkpoint: CheckpointConfig{Criu: "criu"},
+		CDI:        CDIConfig{SpecDirs: []string{"/etc/cdi", "/var/run/cdi"}},
 		NRI: NRIConfig{Enabled: true, Socket: "/var/run/nri/nri.sock", PluginDir: "/opt/nri/plugins", PluginConfigDir: "/etc/nri/conf.d",
 			RegistrationTimeout: Duration(5 * time.Second), RequestTimeout: Duration(2 * time.Second), Validator: ValidatorConfig{RequiredPlugins: []string{}}},
 	}
@@ -222,6 +230,9 @@ func (c *Config) check() error {
 	if c.NRI.RegistrationTimeout <= 0 || c.NRI.RequestTimeout <= 0 {
 		return fmt.Errorf("configuration: nri: a time-out of 0 or less")
 	}
+	if criu := c.Checkpoint.Criu; criu == "" || strings.Contains(criu, "/") && !filepath.IsAbs(criu) {
+		return fmt.Errorf("configuration: checkpoint.criu: %q is neither an absolute path nor a name", criu)
+	}
 	if c.IdleShims < 0 {
 		return fmt.Errorf("configuration: idle_shims: %d is less than 0", c.IdleShims)
 	}
@@ -265,7 +276,7 @@ func (c *Config) cgroups() (bySystemd bool, parent string) {
 func (c *Config) engine() engine.Config {
 	bySystemd, parent := c.cgroups()
 	return engine.Config{RunDir: c.RunDir, StateDir: c.StateDir, SystemdCgroups: bySystemd, CgroupParent: parent, ShmSize: c.Pods.ShmSize,
-		CDIDirs: c.CDI.SpecDirs, NRI: c.NRI.host(), Version: version(),
+		CDIDirs: c.CDI.SpecDirs, NRI: c.NRI.host(), Version: version(), Criu: c.Checkpoint.Criu,
 		SeccompDefault: c.Pods.Seccomp, SeccompProfileDir: c.Pods.SeccompProfileRoot, Handlers: c.Pods.RuntimeHandlers,
 		CNI: engine.CNIConfig{ConfDir: c.Network.ConfDir, BinDirs: c.Network.BinDirs, CacheDir: c.Network.CacheDir, DataDir: c.Network.DataDir}}
 }

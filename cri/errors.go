@@ -5,6 +5,7 @@ import (
 	"errors"
 
 	"github.com/longshore/longshore/engine"
+	"github.com/longshore/longshore/engine/criu"
 	"github.com/longshore/longshore/images"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -20,6 +21,7 @@ var codeOf = []struct {
 	{engine.ErrInvalid, codes.InvalidArgument, ""},
 	{engine.ErrExists, codes.AlreadyExists, ""},
 	{engine.ErrState, codes.FailedPrecondition, ""},
+	{criu.ErrUnusable, codes.FailedPrecondition, ""},
 	{engine.ErrNetwork, codes.Unavailable, ""},
 	{engine.ErrTimeout, codes.DeadlineExceeded, ""},
 	{images.ErrNotFound, codes.NotFound, ""},

@@ -20,7 +20,7 @@ func (s *Server) Version(context.Context, *runtimeapi.VersionRequest) (*runtimea
 }
 
 // Status says whether pods can run, and what the runtime can do.
-func (s *Server) Status(_ context.Context, req *runtimeapi.StatusRequest) (*runtimeapi.StatusResponse, error) {
+func (s *Server) Status(ctx context.Context, req *runtimeapi.StatusRequest) (*runtimeapi.StatusResponse, error) {
 	network := &runtimeapi.RuntimeCondition{Type: runtimeapi.NetworkReady, Status: true}
 	if name, err := s.engine.NetworkStatus(); err != nil {
 		network.Status, network.Reason, network.Message = false, "NetworkPluginNotReady", err.Error()
@@ -42,7 +42,7 @@ func (s *Server) Status(_ context.Context, req *runtimeapi.StatusRequest) (*runt
 		if err != nil {
 			return nil, err
 		}
-		resp.Info = map[string]string{"config": string(config)}
+		resp.Info = map[string]string{"config": string(config), "checkpoint": s.checkpointStatus(ctx)}
 	}
 	return resp, nil
 }

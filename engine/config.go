@@ -27,6 +27,8 @@ type Config struct {
 	CDIDirs []string   // specifications of CDI devices; later ones win
 	NRI     nri.Config // plugins
 	Version string     // the daemon's, as plugins are told
+
+	Criu string // the program that saves and restores processes: its path, or a name to look for
 }
 
 // CNIConfig says where the network's configuration and state lie.

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/longshore/longshore/engine/criu"
 	"github.com/longshore/longshore/engine/nri"
 	"github.com/longshore/longshore/images"
 	"github.com/longshore/longshore/internal/cgroup"
@@ -32,6 +33,7 @@ type Engine struct {
 	rates   rates
 	host    hostFacts
 	plugins *nri.Host // nil without
+	criu    *criu.Program
 
 	life context.Context // ends with the daemon; watchers live by it
 	stop context.CancelFunc
@@ -53,7 +55,7 @@ func New(cfg Config, store *images.Store, shims *client.Pool, log *slog.Logger) 
 		return nil, err
 	}
 	for _, dir := range []string{filepath.Join(cfg.RunDir, "pods"), filepath.Join(cfg.RunDir, "containers"),
-		filepath.Join(cfg.StateDir, "containers"), cfg.trashDir(), cfg.emptyDir(), cfg.CNI.CacheDir, cfg.CNI.DataDir} {
+		filepath.Join(cfg.StateDir, "containers"), cfg.trashDir(), cfg.emptyDir(), cfg.checkpointDir(), cfg.CNI.CacheDir, cfg.CNI.DataDir} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, err
 		}
@@ -62,7 +64,7 @@ func New(cfg Config, store *images.Store, shims *client.Pool, log *slog.Logger) 
 	if err != nil {
 		return nil, err
 	}
-	e := &Engine{cfg: cfg, log: log, images: store, shims: shims, cgroups: host, host: facts,
+	e := &Engine{cfg: cfg, log: log, images: store, shims: shims, cgroups: host, host: facts, criu: criu.New(cfg.Criu),
 		pods: map[string]*pod{}, podKeys: map[PodKey]*pod{}, containers: map[string]*container{}, ofPod: map[string]map[string]*container{}}
 	e.workers.pool = shims
 	e.life, e.stop = context.WithCancel(context.Background())

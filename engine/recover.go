@@ -197,6 +197,7 @@ func (e *Engine) loadContainer(ctx context.Context, dir string) error {
 	close(c.settled)
 	shim, state := adopt(ctx, rec)
 	c.shim = shim
+	e.thawRecorded(c)
 	switch rec.State {
 	case ContainerCreating, ContainerRemoving:
 		e.abandon(ctx, c)

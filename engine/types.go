@@ -236,4 +236,5 @@ type Container struct {
 	Shim       string            `json:"shim,omitempty"` // its socket
 	Layers     []string          `json:"layers,omitempty"`
 	MountNotes map[string]string `json:"mountNotes,omitempty"` // container path -> digest, of image mounts
+	Capture    *Capture          `json:"capture,omitempty"`    // it stands still for a checkpoint
 }

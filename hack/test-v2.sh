@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 packages=()
-for need in qemu-system-x86_64:qemu-system-x86 mke2fs:e2fsprogs cpio:cpio modprobe:kmod busybox:busybox-static; do
+for need in qemu-system-x86_64:qemu-system-x86 mke2fs:e2fsprogs cpio:cpio modprobe:kmod busybox:busybox-static criu:criu; do
 	PATH=$PATH:/usr/sbin:/sbin command -v "${need%%:*}" >/dev/null || packages+=("${need##*:}")
 done
 if [ "${#packages[@]}" -gt 0 ]; then
@@ -20,6 +20,7 @@ vm=bin/vm
 test/vm/kernel.sh "$vm/kernel" cloud-amd64
 test/vm/tests.sh "$vm/tests"
 test/vm/root.sh "$vm/root" "$vm/kernel"
+test/vm/criu.sh "$vm/root"
 cp -al "$vm/tests/." "$vm/root/tests/"
 test/vm/boot.sh "$vm/kernel" "$vm/root" "$vm/out" /usr/sbin/machine
 exec test/vm/summary.sh "$vm/out" "$vm/tests/list"

@@ -121,6 +121,23 @@ func (g *Group) setFrozen(freeze bool) error {
 	return nil
 }
 
+// FreezerDir is the directory by whose files the group is frozen, for a program
+// that does so itself: of the cgroup2 tree, or of version 1's freezer. It is
+// empty if the group holds no process or there is no freezer.
+func (g *Group) FreezerDir() (string, error) {
+	t, err := g.populated()
+	if err != nil || t == nil {
+		return "", err
+	}
+	if !t.Unified {
+		var ok bool
+		if t, ok = g.host.tree("freezer"); !ok {
+			return "", nil
+		}
+	}
+	return g.dir(t), nil
+}
+
 func freeze2(dir string, freeze bool) error {
 	value, want := "0", uint64(0)
 	if freeze {

@@ -57,6 +57,7 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 	"images": verb(listImages), "rmi": verb(removeImage), "stats": verb(stats), "rotate": verb(rotate), "conf": verb(conf), "write": verb(write),
 	"killc": verb(killContainer), "target": verb(target), "plugin": verb(pluginVerb), "updatep": verb(updatePod), "updateall": verb(updateAll),
 	"metrics": verb(metrics),
+	"criu":    verb(criuVerb), "checkpoint": verb(checkpoint), "frozen": verb(frozen),
 }
 
 // verb makes a command of a script from one that returns an error: a gRPC
@@ -67,7 +68,7 @@ func verb(f func(s *session, ctx context.Context, args []string, out io.Writer) 
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
 		for i := range args {
-			if ext := filepath.Ext(args[i]); (ext == ".json" || ext == ".conflist" || ext == ".toml" || ext == ".acts") && fileIn(ts, args[i]) {
+			if ext := filepath.Ext(args[i]); (ext == ".json" || ext == ".conflist" || ext == ".toml" || ext == ".acts" || ext == ".sh") && fileIn(ts, args[i]) {
 				args[i] = ts.MkAbs(args[i])
 			}
 		}

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/longshore/longshore/test/node"
@@ -90,17 +91,22 @@ func TestScripts(t *testing.T) {
 }
 
 // condition tells scripts what the host is: cgroup2 where no hierarchy of
-// version 1 is mounted, systemd where it is the first process.
+// version 1 is mounted, systemd where it is the first process, criu where it is
+// installed and can work.
 func condition(name string) (bool, error) {
 	switch name {
 	case "cgroup2":
 		return onCgroup2()
+	case "criu":
+		return haveCriu(), nil
 	case "systemd":
 		_, err := os.Stat("/run/systemd/system")
 		return err == nil, nil
 	}
 	return false, fmt.Errorf("unknown condition %q", name)
 }
+
+var haveCriu = sync.OnceValue(func() bool { return exec.Command("criu", "check").Run() == nil })
 
 func onCgroup2() (bool, error) {
 	var st unix.Statfs_t

@@ -30,6 +30,7 @@ type Node struct {
 	Extra   string // configuration to add
 	Plugins string // configuration of plugins: how long they may take, and more
 	Quiet   bool   // log little, as in production
+	Criu    string // the program criu; empty: the daemon looks for it
 
 	conn   *grpc.ClientConn
 	daemon *exec.Cmd
@@ -100,6 +101,9 @@ plugin_dir = %q
 plugin_config_dir = %q
 %s`, n.Socket(), n.Run, n.Path("lib"), level, n.Extra, "/"+n.Cgroup, n.Path("net.d"), n.Path("lib", "cni"), n.Path("lib", "cni", "networks"),
 		n.Path("cdi"), n.Path("run", "cdi"), n.PluginSocket(), n.Path("nri"), n.Path("nri"), n.Plugins)
+	if n.Criu != "" {
+		config += fmt.Sprintf("[checkpoint]\ncriu = %q\n", n.Criu)
+	}
 	path := n.Path("config.toml")
 	return path, os.WriteFile(path, []byte(config), 0o644)
 }

@@ -1,0 +1,275 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/longshore/longshore/engine/criu"
+	"github.com/longshore/longshore/internal/undo"
+)
+
+// checkpointLimit bounds a checkpoint for which the caller names no time.
+const checkpointLimit = 10 * time.Minute
+
+// Capture is in a container's record from before it is frozen for a checkpoint
+// until it is thawed: a daemon that finds one thaws the container and removes
+// what was being written.
+type Capture struct {
+	Discard []string `json:"discard,omitempty"` // absolute paths
+}
+
+// CheckpointStatus says what makes checkpoints on this node, or why none can
+// be made: an error that wraps [criu.ErrUnusable].
+func (e *Engine) CheckpointStatus(ctx context.Context) (string, error) {
+	if _, err := e.criu.Usable(ctx); err != nil {
+		return "", err
+	}
+	return e.criu.Version(), nil
+}
+
+// CheckpointContainer saves a running container to an archive at location, an
+// absolute path, in the form that CRI-O and Podman read. The container stands
+// still meanwhile and goes on afterwards, whatever came of it. timeout 0 is
+// [checkpointLimit]. Unlike other operations it is given up when ctx ends: half
+// an archive is of no use to anyone.
+func (e *Engine) CheckpointContainer(ctx context.Context, id, location string, timeout time.Duration) error {
+	if !filepath.IsAbs(location) || filepath.Clean(location) != location {
+		return fmt.Errorf("%w: checkpoint location %q is not a clean absolute path", ErrInvalid, location)
+	}
+	if timeout < 0 {
+		return fmt.Errorf("%w: checkpoint timeout of %v", ErrInvalid, timeout)
+	}
+	if timeout == 0 {
+		timeout = checkpointLimit
+	}
+	c, err := e.findContainer(id)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("%w: checkpoint of container %s took longer than %v", ErrTimeout, c.id, timeout))
+	defer cancel()
+	return e.toItsEnd(func() error {
+		if err := e.checkpointContainer(ctx, c, location); err != nil {
+			return fmt.Errorf("checkpoint container %s: %w", c.id, err)
+		}
+		e.log.Info("container is checkpointed", "container", c.id, "path", location)
+		return nil
+	})
+}
+
+// toItsEnd runs an operation that heeds its caller's context and is waited for
+// in any case, since it has things to put right before the caller may go on.
+func (e *Engine) toItsEnd(op func() error) error {
+	done := make(chan error, 1)
+	e.work.Go(func() { done <- op() })
+	return <-done
+}
+
+func (e *Engine) checkpointContainer(ctx context.Context, c *container, location string) error {
+	if _, err := e.criu.Usable(ctx); err != nil {
+		return err
+	}
+	if st, err := os.Stat(filepath.Dir(location)); err != nil || !st.IsDir() {
+		return fmt.Errorf("%w: directory of checkpoint location: %w", ErrInvalid, errors.Join(err, os.ErrNotExist))
+	}
+	if err := c.op.acquire(ctx); err != nil {
+		return err
+	}
+	defer c.op.release()
+	var taken undo.Stack
+	defer taken.Run()
+	work := filepath.Join(e.cfg.checkpointDir(), c.id)
+	partial := filepath.Join(filepath.Dir(location), ".tmp-"+filepath.Base(location)+"-"+c.id[:12])
+	discard := []string{work, partial}
+	taken.Add(func() { e.discardPaths(c, discard) })
+	targets := []capture{{c: c, dir: work}}
+	if err := e.capture(ctx, targets, discard); err != nil {
+		return err
+	}
+	if err := archive(ctx, work, partial); err != nil {
+		return fmt.Errorf("write archive: %w", err)
+	}
+	if err := os.Rename(partial, location); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(location))
+}
+
+// capture is one container that is being saved, and where to.
+type capture struct {
+	c   *container
+	dir string // is made; on an error the caller removes it
+}
+
+// capture saves containers as they are at one moment: it freezes them all,
+// saves each, and thaws them all, whatever happened. The caller holds their
+// operations. discard is what has to be removed if the daemon dies meanwhile.
+func (e *Engine) capture(ctx context.Context, targets []capture, discard []string) (err error) {
+	for _, t := range targets {
+		if err := e.mayCapture(t.c); err != nil {
+			return err
+		}
+	}
+	defer func() { err = errors.Join(err, e.thaw(targets)) }()
+	for _, t := range targets {
+		if err := e.updateContainer(t.c, func(r *Container) { r.Capture = &Capture{Discard: discard} }); err != nil {
+			return err
+		}
+	}
+	for _, t := range targets {
+		if err := e.cgroups.Load(t.c.snapshot().CgroupPath).Freeze(); err != nil {
+			return err
+		}
+	}
+	for _, t := range targets {
+		if err := e.save(ctx, t); err != nil {
+			return fmt.Errorf("save %s: %w", t.c.snapshot().Config.Name, err)
+		}
+	}
+	return context.Cause(ctx)
+}
+
+// thaw lets captured containers go on, and takes it from their records.
+func (e *Engine) thaw(targets []capture) error {
+	var errs []error
+	for _, t := range targets {
+		if t.c.snapshot().Capture == nil {
+			continue // its turn to be frozen did not come
+		}
+		if err := e.cgroups.Load(t.c.snapshot().CgroupPath).Thaw(); err != nil {
+			e.log.Error("container stays frozen", "container", t.c.id, "err", err)
+			errs = append(errs, err)
+			continue // the next daemon tries again
+		}
+		errs = append(errs, e.updateContainer(t.c, func(r *Container) { r.Capture = nil }))
+	}
+	return errors.Join(errs...)
+}
+
+// thawRecorded is thaw for a container whose daemon has died: criu died with
+// it.
+func (e *Engine) thawRecorded(c *container) {
+	rec := c.snapshot()
+	if rec.Capture == nil {
+		return
+	}
+	e.log.Info("container was being checkpointed and goes on", "container", c.id)
+	_ = e.thaw([]capture{{c: c}}) // it has logged
+	e.discardPaths(c, rec.Capture.Discard)
+}
+
+func (e *Engine) discardPaths(c *container, paths []string) {
+	for _, path := range paths {
+		if err := os.RemoveAll(path); err != nil {
+			e.log.Warn("what was written of a checkpoint stays", "container", c.id, "path", path, "err", err)
+		}
+	}
+}
+
+// mayCapture refuses what criu could save but not give back here.
+func (e *Engine) mayCapture(c *container) error {
+	rec := c.snapshot()
+	if rec.State != ContainerRunning {
+		return fmt.Errorf("container %s: %w: it is %s", c.id, ErrState, rec.State)
+	}
+	p, err := e.findPod(c.podID)
+	if err != nil {
+		return err
+	}
+	pod := p.snapshot().Config
+	return canRestore(&pod, &rec.Config)
+}
+
+// canRestore refuses containers that criu would not give back as they were.
+func canRestore(pod *PodConfig, cfg *ContainerConfig) error {
+	switch ns := cfg.Security.Namespaces; {
+	case cfg.TTY:
+		return fmt.Errorf("%w: container %s has a terminal, which cannot be restored", ErrState, cfg.Name)
+	case pod.Namespaces.User != nil:
+		return fmt.Errorf("%w: container %s is in its pod's user namespace, which cannot be restored", ErrState, cfg.Name)
+	case ns.PID != ModeContainer && (ns.PID != ModePod || pod.Namespaces.PID != ModeContainer):
+		return fmt.Errorf("%w: container %s shares its pid namespace, in which its process ids may be taken when it is restored", ErrState, cfg.Name)
+	}
+	return nil
+}
+
+// Files of a checkpoint, named as CRI-O and Podman name them.
+const (
+	imagesDir       = "checkpoint"
+	descriptorsFile = "descriptors.json" // in imagesDir, as runc and crun have it
+	configDump      = "config.dump"
+	specDump        = "spec.dump"
+	statusDump      = "status"
+	rootfsDiff      = "rootfs-diff.tar"
+	deletedFiles    = "deleted.files"
+	mountsDump      = "longshore.json" // our own
+)
+
+// save writes all of one frozen container to its directory.
+func (e *Engine) save(ctx context.Context, t capture) error {
+	images := filepath.Join(t.dir, imagesDir)
+	if err := os.MkdirAll(images, 0o700); err != nil {
+		return err
+	}
+	rec := t.c.snapshot()
+	spec, err := e.Spec(t.c.id)
+	if err != nil {
+		return err
+	}
+	seen, err := look(rec.Pid, spec)
+	if err != nil {
+		return err
+	}
+	if err := e.writeDescription(t.dir, &rec, spec, seen); err != nil {
+		return err
+	}
+	freezer, err := e.cgroups.Load(rec.CgroupPath).FreezerDir()
+	if err != nil {
+		return err
+	}
+	if freezer == "" {
+		return fmt.Errorf("%w: it has no process, or the node no freezer", ErrState)
+	}
+	external, err := seen.external()
+	if err != nil {
+		return err
+	}
+	if err := e.criu.Save(ctx, criu.Dump{Pid: rec.Pid, Images: images, Work: t.dir, Freezer: freezer, External: external}); err != nil {
+		return err
+	}
+	lower, err := e.lowerDirs(rec)
+	if err != nil {
+		return err
+	}
+	return writeDiff(ctx, filepath.Join(e.cfg.layerDir(t.c.id), "upper"), lower, filepath.Join(t.dir, rootfsDiff), filepath.Join(t.dir, deletedFiles))
+}
+
+// lowerDirs gives the directories below a container's writable layer, topmost
+// first. Those of image volumes are held for it too, and do not count.
+func (e *Engine) lowerDirs(rec Container) ([]string, error) {
+	img, err := e.images.Get(rec.ImageID)
+	if err != nil {
+		return nil, err
+	}
+	return e.images.Rootfs(img)
+}
+
+func (c *Config) checkpointDir() string { return filepath.Join(c.StateDir, "checkpoints") }
+
+// sortedByID orders containers so that two operations that hold several never
+// wait for each other.
+func sortedByID(all []*container) []*container {
+	out := slices.Clone(all)
+	slices.SortFunc(out, func(a, b *container) int {
+		if a.id < b.id {
+			return -1
+		}
+		return 1
+	})
+	return out
+}

@@ -1,0 +1,116 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// criu FILE makes the daemons to come use FILE as criu.
+func criuVerb(s *session, _ context.Context, args []string, _ io.Writer) error {
+	data, err := os.ReadFile(args[0])
+	if err != nil {
+		return err
+	}
+	s.node.Criu = s.node.Path("criu")
+	return os.WriteFile(s.node.Criu, data, 0o755)
+}
+
+// checkpoint [-t SECONDS] [-until FILE] NAME LOCATION saves a container. With
+// -until it returns as soon as FILE is there, below the node's directory, and
+// the call goes on by itself.
+func checkpoint(s *session, ctx context.Context, args []string, _ io.Writer) error {
+	req := &runtimeapi.CheckpointContainerRequest{}
+	args, until, err := flags(args, &req.Timeout)
+	if err != nil {
+		return err
+	}
+	req.ContainerId, req.Location = s.ids[args[0]], args[1]
+	return s.whenThere(ctx, until, func(ctx context.Context) error {
+		_, err := s.node.Runtime.CheckpointContainer(ctx, req)
+		return err
+	})
+}
+
+// flags takes the flags -t and -until from the arguments.
+func flags(args []string, seconds *int64) (rest []string, until string, err error) {
+	for len(args) > 1 && strings.HasPrefix(args[0], "-") {
+		switch args[0] {
+		case "-t":
+			*seconds, err = strconv.ParseInt(args[1], 10, 64)
+		case "-until":
+			until = args[1]
+		default:
+			err = fmt.Errorf("no such flag: %s", args[0])
+		}
+		if err != nil {
+			return nil, "", err
+		}
+		args = args[2:]
+	}
+	return args, until, nil
+}
+
+// whenThere makes a call and waits for its end or, if until is not empty, for
+// the file of that name; the call, which then ends with its daemon at the
+// latest, is not asked for its result.
+func (s *session) whenThere(ctx context.Context, until string, call func(context.Context) error) error {
+	if until == "" {
+		return call(ctx)
+	}
+	done := make(chan error, 1)
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		done <- call(ctx)
+	}()
+	return poll(ctx, func() (bool, error) {
+		select {
+		case err := <-done:
+			return false, fmt.Errorf("the call has ended before: %w", err)
+		default:
+		}
+		_, err := os.Stat(s.node.Path(until))
+		return err == nil, nil
+	})
+}
+
+// frozen NAME tells the state of a container's freezer, "frozen" or "thawed".
+func frozen(s *session, _ context.Context, args []string, out io.Writer) error {
+	data, err := os.ReadFile(s.node.Path("run", "containers", s.ids[args[0]], "container.json"))
+	if err != nil {
+		return err
+	}
+	var record struct{ CgroupPath string }
+	if err := json.Unmarshal(data, &record); err != nil {
+		return err
+	}
+	for file, frozen := range map[string]string{
+		filepath.Join("/sys/fs/cgroup", record.CgroupPath, "cgroup.freeze"):                 "1",
+		filepath.Join("/sys/fs/cgroup/unified", record.CgroupPath, "cgroup.freeze"):         "1",
+		filepath.Join("/sys/fs/cgroup/freezer", record.CgroupPath, "freezer.state"):         "FROZEN",
+		filepath.Join("/sys/fs/cgroup/freezer", record.CgroupPath, "freezer.self_freezing"): "1",
+	} {
+		state, err := os.ReadFile(file)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if strings.TrimSpace(string(state)) == frozen {
+			fmt.Fprintln(out, "frozen", file)
+			return nil
+		}
+	}
+	fmt.Fprintln(out, "thawed")
+	return nil
+}
