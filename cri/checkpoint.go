@@ -25,3 +25,8 @@ func (s *Server) checkpointStatus(ctx context.Context) string {
 	}
 	return "available: " + program
 }
+
+// CheckpointPod saves containers of a pod as of one moment.
+func (s *Server) CheckpointPod(ctx context.Context, req *runtimeapi.CheckpointPodRequest) (*runtimeapi.CheckpointPodResponse, error) {
+	return &runtimeapi.CheckpointPodResponse{}, s.engine.CheckpointPod(ctx, req.PodSandboxId, req.OutputPath, req.ContainerIds, req.Options)
+}

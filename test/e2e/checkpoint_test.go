@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -36,6 +37,34 @@ func checkpoint(s *session, ctx context.Context, args []string, _ io.Writer) err
 	req.ContainerId, req.Location = s.ids[args[0]], args[1]
 	return s.whenThere(ctx, until, func(ctx context.Context) error {
 		_, err := s.node.Runtime.CheckpointContainer(ctx, req)
+		return err
+	})
+}
+
+// checkpointp [-t SECONDS] [-until FILE] POD DIRECTORY [NAME...] [OPTION=VALUE] saves
+// containers of a pod. With -t 0 the call has no deadline.
+func checkpointPod(s *session, ctx context.Context, args []string, _ io.Writer) error {
+	seconds := int64(patience.Seconds())
+	args, until, err := flags(args, &seconds)
+	if err != nil {
+		return err
+	}
+	req := &runtimeapi.CheckpointPodRequest{PodSandboxId: s.ids[args[0]], OutputPath: args[1]}
+	for _, arg := range args[2:] {
+		if key, value, ok := strings.Cut(arg, "="); ok {
+			req.Options = map[string]string{key: value}
+		} else {
+			req.ContainerIds = append(req.ContainerIds, s.ids[arg])
+		}
+	}
+	return s.whenThere(ctx, until, func(ctx context.Context) error {
+		ctx = context.WithoutCancel(ctx)
+		if seconds > 0 {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithTimeout(ctx, time.Duration(seconds)*time.Second)
+			defer cancel()
+		}
+		_, err := s.node.Runtime.CheckpointPod(ctx, req)
 		return err
 	})
 }
