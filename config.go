@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -27,6 +29,9 @@ type Config struct {
 	IdleShims int    `toml:"idle_shims" comment:"How many shims are started ahead."`
 	LogLevel  string `toml:"log_level" comment:"debug, info, warn or error."`
 
+	ShimDirs []string                 `toml:"shim_dirs" comment:"Where shims of other runtimes are looked for, before PATH."`
+	Handlers map[string]HandlerConfig `toml:"handlers" comment:"What RuntimeClasses may ask for, by name."`
+
 	Streaming  StreamingConfig  `toml:"streaming" comment:"Exec, attach and port-forward for kubelet."`
 	Pods       PodsConfig       `toml:"pods" comment:"Defaults of pods and containers."`
 	Network    NetworkConfig    `toml:"network" comment:"The pod network."`
@@ -34,6 +39,17 @@ type Config struct {
 	CDI        CDIConfig        `toml:"cdi" comment:"Devices by the Container Device Interface."`
 	Checkpoint CheckpointConfig `toml:"checkpoint" comment:"Saving containers to files and restoring them."`
 	NRI        NRIConfig        `toml:"nri" comment:"Plugins of the Node Resource Interface, which see and adjust pods and containers."`
+}
+
+// HandlerConfig is about one runtime handler.
+type HandlerConfig struct {
+	RuntimeType     string   `toml:"runtime_type" comment:"Empty: our own shim. Another runtime's: io.containerd.NAME.vN is containerd-shim-NAME-vN; or a path."`
+	OCIRuntime      string   `toml:"oci_runtime" comment:"What io.containerd.runc.v2 runs; empty: runc."`
+	ConfigPath      string   `toml:"config_path" comment:"The other runtime's own configuration."`
+	Annotations     []string `toml:"annotations" comment:"Which annotations of pods and containers the other runtime gets, as patterns."`
+	Seccomp         string   `toml:"seccomp" comment:"Of containers that say nothing: unconfined or runtime/default; empty: pods.seccomp."`
+	UserNamespaces  string   `toml:"user_namespaces" comment:"auto gives pods that say nothing a user namespace with ids of their own; empty: only those that ask."`
+	CgroupNamespace string   `toml:"cgroup_namespace" comment:"private or host: whether containers see their own cgroup as the root; empty: private."`
 }
 
 // CDIConfig is about devices that have a specification.
@@ -96,12 +112,11 @@ func (d *Duration) UnmarshalText(text []byte) error {
 
 // PodsConfig is what pods get that say nothing else.
 type PodsConfig struct {
-	CgroupDriver       string   `toml:"cgroup_driver" comment:"Who makes cgroups: cgroupfs, systemd, or auto for systemd where it runs."`
-	CgroupParent       string   `toml:"cgroup_parent" comment:"Of pods that name none: a path, with systemd a slice; empty: /longshore or longshore.slice."`
-	ShmSize            int64    `toml:"shm_size" comment:"Size of /dev/shm, in bytes."`
-	Seccomp            string   `toml:"seccomp" comment:"Of containers that say nothing: unconfined or runtime/default."`
-	SeccompProfileRoot string   `toml:"seccomp_profile_root" comment:"Where relative localhost profiles lie."`
-	RuntimeHandlers    []string `toml:"runtime_handlers" comment:"Names by which RuntimeClasses may ask for the default handler."`
+	CgroupDriver       string `toml:"cgroup_driver" comment:"Who makes cgroups: cgroupfs, systemd, or auto for systemd where it runs."`
+	CgroupParent       string `toml:"cgroup_parent" comment:"Of pods that name none: a path, with systemd a slice; empty: /longshore or longshore.slice."`
+	ShmSize            int64  `toml:"shm_size" comment:"Size of /dev/shm, in bytes."`
+	Seccomp            string `toml:"seccomp" comment:"Of containers that say nothing: unconfined or runtime/default."`
+	SeccompProfileRoot string `toml:"seccomp_profile_root" comment:"Where relative localhost profiles lie."`
 }
 
 // NetworkConfig says where CNI's configuration and state lie.
@@ -135,7 +150,8 @@ func defaultConfig() Config {
 		LogLevel:  "info",
 		Streaming: StreamingConfig{Address: "127.0.0.1:0", IdleTimeout: Duration(4 * time.Hour)},
 		Pods: PodsConfig{CgroupDriver: "auto", ShmSize: 64 << 20, Seccomp: "unconfined",
-			SeccompProfileRoot: "/var/lib/kubelet/seccomp", RuntimeHandlers: []string{"longshore"}},
+			SeccompProfileRoot: "/var/lib/kubelet/seccomp"},
+		ShimDirs: []string{}, Handlers: map[string]HandlerConfig{"longshore": {Annotations: []string{}}},
 		Network: NetworkConfig{ConfDir: "/etc/cni/net.d", BinDirs: []string{"/opt/cni/bin"},
 			CacheDir: "/var/lib/cni", DataDir: "/var/lib/cni/networks"},
 		Images:     ImagesConfig{ParallelLayers: 3},
@@ -204,6 +220,9 @@ func (c *Config) check() error {
 		if !filepath.IsAbs(path) {
 			return fmt.Errorf("configuration: %s: %q is not an absolute path", name, path)
 		}
+	}
+	if err := c.checkHandlers(); err != nil {
+		return err
 	}
 	if c.Pods.Seccomp != "unconfined" && c.Pods.Seccomp != "runtime/default" {
 		return fmt.Errorf("configuration: pods.seccomp: %q is neither unconfined nor runtime/default", c.Pods.Seccomp)
@@ -277,8 +296,45 @@ func (c *Config) engine() engine.Config {
 	bySystemd, parent := c.cgroups()
 	return engine.Config{RunDir: c.RunDir, StateDir: c.StateDir, SystemdCgroups: bySystemd, CgroupParent: parent, ShmSize: c.Pods.ShmSize,
 		CDIDirs: c.CDI.SpecDirs, NRI: c.NRI.host(), Version: version(), Criu: c.Checkpoint.Criu,
-		SeccompDefault: c.Pods.Seccomp, SeccompProfileDir: c.Pods.SeccompProfileRoot, Handlers: c.Pods.RuntimeHandlers,
+		SeccompDefault: c.Pods.Seccomp, SeccompProfileDir: c.Pods.SeccompProfileRoot, Handlers: c.handlers(), ShimDirs: c.ShimDirs,
 		CNI: engine.CNIConfig{ConfDir: c.Network.ConfDir, BinDirs: c.Network.BinDirs, CacheDir: c.Network.CacheDir, DataDir: c.Network.DataDir}}
+}
+
+// handlerName is what a RuntimeClass may name (a DNS label).
+var handlerName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
+
+func (c *Config) checkHandlers() error {
+	for _, dir := range c.ShimDirs {
+		if !filepath.IsAbs(dir) {
+			return fmt.Errorf("configuration: shim_dirs: %q is not an absolute path", dir)
+		}
+	}
+	handlers := c.handlers()
+	for _, name := range slices.Sorted(maps.Keys(c.Handlers)) {
+		of, h := c.Handlers[name], handlers[name]
+		if !handlerName.MatchString(name) {
+			return fmt.Errorf("configuration: handlers: %q is no name of a RuntimeClass's handler", name)
+		}
+		if of.UserNamespaces != "" && of.UserNamespaces != "auto" {
+			return fmt.Errorf("configuration: handlers.%s.user_namespaces: %q is not auto", name, of.UserNamespaces)
+		}
+		if !slices.Contains([]string{"", "private", "host"}, of.CgroupNamespace) {
+			return fmt.Errorf("configuration: handlers.%s.cgroup_namespace: %q is neither private nor host", name, of.CgroupNamespace)
+		}
+		if err := h.Check(); err != nil {
+			return fmt.Errorf("configuration: handlers.%s.%w", name, err)
+		}
+	}
+	return nil
+}
+
+func (c *Config) handlers() map[string]engine.Handler {
+	out := map[string]engine.Handler{}
+	for name, h := range c.Handlers {
+		out[name] = engine.Handler{Seccomp: h.Seccomp, UserNamespaces: h.UserNamespaces == "auto", HostCgroupNamespace: h.CgroupNamespace == "host",
+			RuntimeType: h.RuntimeType, OCIRuntime: h.OCIRuntime, ConfigPath: h.ConfigPath, Annotations: h.Annotations}
+	}
+	return out
 }
 
 func (c *NRIConfig) host() nri.Config {

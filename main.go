@@ -22,6 +22,8 @@ const usage = `usage:
   longshore config [--config FILE]         print the configuration with comments
   longshore image import [--config FILE] ARCHIVE [NAME]
                                            take in an OCI layout or a docker archive
+  longshore publish [--address SOCKET] [--topic TOPIC] [--namespace NAMESPACE]
+                                           pass on an event of another runtime's shim
   longshore version                        print the version
 `
 
@@ -43,6 +45,9 @@ var errUsage = errors.New("bad command line\n" + strings.TrimSpace(usage))
 func run(ctx context.Context, args []string, out io.Writer) error {
 	if len(args) == 0 {
 		return errUsage
+	}
+	if isPublish(args) {
+		return publish(ctx, args, os.Stdin)
 	}
 	verb, args := args[0], args[1:]
 	if verb == "image" && len(args) > 0 {

@@ -3,6 +3,8 @@ package cri
 import (
 	"context"
 	"encoding/json"
+	"maps"
+	"slices"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -33,9 +35,10 @@ func (s *Server) Status(ctx context.Context, req *runtimeapi.StatusRequest) (*ru
 		}},
 		Features: &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true, MountOptions: true},
 	}
-	for _, name := range append([]string{""}, s.engine.Handlers()...) {
-		resp.RuntimeHandlers = append(resp.RuntimeHandlers, &runtimeapi.RuntimeHandler{Name: name,
-			Features: &runtimeapi.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: true, UserNamespaces: true}})
+	handlers := s.engine.Handlers()
+	for _, name := range slices.Sorted(maps.Keys(handlers)) {
+		resp.RuntimeHandlers = append(resp.RuntimeHandlers, &runtimeapi.RuntimeHandler{Name: name, Features: &runtimeapi.RuntimeHandlerFeatures{
+			RecursiveReadOnlyMounts: handlers[name].RecursiveReadOnly, UserNamespaces: handlers[name].UserNamespaces}})
 	}
 	if req.Verbose {
 		config, err := json.Marshal(s.config())

@@ -22,7 +22,8 @@ type Config struct {
 	// The network; see package cni.
 	CNI CNIConfig
 
-	Handlers []string // runtime handlers beside the default one ""
+	Handlers map[string]Handler // by the names of RuntimeClasses; see [Engine.SetHandlers]
+	ShimDirs []string           // where shims of other runtimes are looked for, before PATH
 
 	CDIDirs []string   // specifications of CDI devices; later ones win
 	NRI     nri.Config // plugins

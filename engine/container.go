@@ -161,7 +161,11 @@ func (e *Engine) create(ctx context.Context, p *pod, c *container) error {
 	if err := os.MkdirAll(e.cfg.containerDir(c.id), 0o700); err != nil {
 		return err
 	}
-	spec, rootfs, err := e.prepare(p.snapshot(), c)
+	h, err := e.handler(p.snapshot().Config.Handler)
+	if err != nil {
+		return err
+	}
+	spec, rootfs, err := e.prepare(p.snapshot(), c, &h)
 	if err != nil {
 		return err
 	}
@@ -174,7 +178,7 @@ func (e *Engine) create(ctx context.Context, p *pod, c *container) error {
 			return err
 		}
 	}
-	shim, err := e.shims.Get()
+	shim, err := e.shimFor(&h)
 	if err != nil {
 		return err
 	}
@@ -182,7 +186,12 @@ func (e *Engine) create(ctx context.Context, p *pod, c *container) error {
 	if err := e.updateContainer(c, func(r *Container) { r.Shim = shim.Addr() }); err != nil {
 		return err
 	}
-	pid, err := shim.Create(ctx, e.createRequest(c.snapshot(), rootfs))
+	req := e.createRequest(c.snapshot(), rootfs)
+	rec := c.snapshot()
+	if req.Options, err = e.foreignOptions(&h, &rec); err != nil {
+		return err
+	}
+	pid, err := shim.Create(ctx, req)
 	if err != nil {
 		return err
 	}

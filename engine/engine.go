@@ -23,17 +23,18 @@ import (
 
 // Engine holds all pods and containers of a daemon.
 type Engine struct {
-	cfg     Config
-	log     *slog.Logger
-	images  *images.Store
-	shims   *client.Pool
-	workers workers
-	cgroups *cgroup.Host
-	events  bus
-	rates   rates
-	host    hostFacts
-	plugins *nri.Host // nil without
-	criu    *criu.Program
+	cfg      Config
+	log      *slog.Logger
+	images   *images.Store
+	shims    *client.Pool
+	workers  workers
+	cgroups  *cgroup.Host
+	events   bus
+	rates    rates
+	host     hostFacts
+	plugins  *nri.Host // nil without
+	criu     *criu.Program
+	handlers handlers
 
 	life context.Context // ends with the daemon; watchers live by it
 	stop context.CancelFunc
@@ -71,6 +72,7 @@ func New(cfg Config, store *images.Store, shims *client.Pool, log *slog.Logger) 
 	if e.plugins, err = nri.New(cfg.NRI, cfg.Version, pluginRuntime{e}, log); err != nil {
 		return nil, err
 	}
+	e.SetHandlers(cfg.Handlers)
 	return e, nil
 }
 

@@ -321,7 +321,9 @@ func (x *execution) terminal(master *os.File, s Streams) {
 	if s.Resize != nil {
 		go func() {
 			for size := range s.Resize {
-				_ = resizeTerminal(master, size) // it may have hung up
+				if resizeTerminal(master, size) != nil { // it has hung up, or another runtime's shim has the terminal
+					_ = x.shim.Resize(context.Background(), x.id, x.execID, size.Width, size.Height)
+				}
 			}
 		}()
 	}

@@ -103,14 +103,17 @@ func setExit(r *Container, exit api.Exit, startErr error) {
 func (e *Engine) release(c *container) {
 	defer close(c.released)
 	shim, err := c.connection()
+	if err == nil {
+		if err := shim.Delete(context.Background(), c.id); err != nil && !errors.Is(err, client.ErrGone) && api.CodeOf(err) != api.CodeNotFound {
+			e.log.Warn("shim did not release all", "container", c.id, "err", err)
+		}
+		_ = shim.Shutdown(context.Background()) // it ends by itself if it cannot be told
+		c.disconnect()
+	}
+	e.clearForeign(context.Background(), c)
 	if err != nil {
 		return
 	}
-	if err := shim.Delete(context.Background(), c.id); err != nil && !errors.Is(err, client.ErrGone) && api.CodeOf(err) != api.CodeNotFound {
-		e.log.Warn("shim did not release all", "container", c.id, "err", err)
-	}
-	_ = shim.Shutdown(context.Background()) // it ends by itself if it cannot be told
-	c.disconnect()
 	if err := e.cgroups.Load(c.snapshot().CgroupPath).Remove(); err != nil {
 		e.log.Warn("cgroup stays", "container", c.id, "err", err)
 	}

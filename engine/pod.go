@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -91,6 +90,9 @@ func (e *Engine) claimPod(cfg PodConfig) (*pod, bool, error) {
 	}
 	slice, err := e.sliceOf(&cfg)
 	if err != nil {
+		return nil, false, err
+	}
+	if err := e.giveUserNamespace(&cfg); err != nil {
 		return nil, false, err
 	}
 	id := newID()
@@ -240,8 +242,8 @@ func (e *Engine) checkPod(cfg *PodConfig) error {
 	if cfg.Name == "" || cfg.UID == "" || cfg.Namespace == "" {
 		return fmt.Errorf("%w: a pod needs a name, a namespace and a uid", ErrInvalid)
 	}
-	if cfg.Handler != "" && !slices.Contains(e.cfg.Handlers, cfg.Handler) {
-		return fmt.Errorf("%w: runtime handler %q is not configured; there are %q", ErrInvalid, cfg.Handler, e.cfg.Handlers)
+	if err := e.checkHandler(cfg); err != nil {
+		return err
 	}
 	if _, err := e.sliceOf(cfg); err != nil {
 		return err

@@ -16,7 +16,7 @@ import (
 )
 
 // prepare gathers what a container's specification depends on, and builds it.
-func (e *Engine) prepare(p Pod, c *container) (*specs.Spec, *api.Mount, error) {
+func (e *Engine) prepare(p Pod, c *container, h *Handler) (*specs.Spec, *api.Mount, error) {
 	cfg := c.snapshot().Config
 	img, err := e.images.Get(cfg.Image)
 	if err != nil {
@@ -36,7 +36,10 @@ func (e *Engine) prepare(p Pod, c *container) (*specs.Spec, *api.Mount, error) {
 	}
 	in := &SpecInput{ID: c.id, Pod: p.Config, PodDir: e.cfg.podDir(p.ID), Config: cfg, Image: imageConfig, User: who,
 		CgroupPath: e.containerCgroup(p, c.id), Hostname: e.host.hostname, HostCapabilities: e.host.capabilities,
-		SeccompDefault: e.cfg.SeccompDefault, AppArmor: e.host.appArmor, SELinux: e.host.seLinux}
+		SeccompDefault: e.cfg.SeccompDefault, AppArmor: e.host.appArmor, SELinux: e.host.seLinux, HostCgroupNS: h.HostCgroupNamespace}
+	if h.Seccomp != "" {
+		in.SeccompDefault = h.Seccomp
+	}
 	if err := e.resolveOnHost(in, c); err != nil {
 		return nil, nil, err
 	}
@@ -55,6 +58,7 @@ func (e *Engine) prepare(p Pod, c *container) (*specs.Spec, *api.Mount, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	h.annotate(spec, &p, c.id, &cfg)
 	devices, err := CDIDevices(&cfg)
 	if err == nil {
 		err = InjectCDI(spec, e.cfg.CDIDirs, devices)

@@ -52,6 +52,7 @@ func (e *Engine) removeContainer(ctx context.Context, c *container) error {
 // discardContainer gives back a container's directories and layers. The
 // writable layer, which may be large, is removed in the background.
 func (e *Engine) discardContainer(c *container) {
+	e.clearForeign(context.Background(), c)
 	e.images.Release(c.id)
 	if err := os.RemoveAll(e.cfg.containerDir(c.id)); err != nil {
 		e.log.Warn("container's directory stays", "container", c.id, "err", err)

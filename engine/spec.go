@@ -33,6 +33,7 @@ type SpecInput struct {
 	SeccompDefault   string
 	AppArmor         bool // the kernel has it
 	SELinux          bool
+	HostCgroupNS     bool
 }
 
 // ImageConfig is what of an image shapes a container.
@@ -159,7 +160,9 @@ func addNamespaces(in *SpecInput, spec *specs.Spec) error {
 		spec.Linux.UIDMappings, spec.Linux.GIDMappings = specMap(pod.User.UIDs), specMap(pod.User.GIDs)
 	}
 	add(specs.MountNamespace, "")
-	add(specs.CgroupNamespace, "")
+	if !in.HostCgroupNS {
+		add(specs.CgroupNamespace, "")
+	}
 	pid := ns.PID
 	if pid == ModePod {
 		pid = pod.PID // what the pod was made with counts

@@ -109,6 +109,9 @@ func clientMount(in *SpecInput, m Mount) (specs.Mount, error) {
 		return specs.Mount{}, err
 	}
 	out.Options = append(out.Options, m.Options...)
+	if in.Pod.OwnUsers && len(m.UIDs)+len(m.GIDs) == 0 {
+		m.UIDs, m.GIDs = in.Pod.Namespaces.User.UIDs, in.Pod.Namespaces.User.GIDs
+	}
 	if len(m.UIDs)+len(m.GIDs) > 0 {
 		out.UIDMappings, out.GIDMappings = specMap(m.UIDs), specMap(m.GIDs)
 	}

@@ -28,6 +28,3 @@ func (e *Engine) SetPodCIDR(cidr string) {
 
 // UsesCgroupV2 reports whether all controllers are on cgroup v2.
 func (e *Engine) UsesCgroupV2() bool { return e.host.cgroupV2 }
-
-// Handlers gives the runtime handlers beside the default one.
-func (e *Engine) Handlers() []string { return e.cfg.Handlers }

@@ -62,6 +62,7 @@ type PodConfig struct {
 	Privileged   bool              `json:"privileged,omitempty"`
 	SELinux      *SELinux          `json:"selinux,omitempty"`
 	Handler      string            `json:"handler,omitempty"`
+	OwnUsers     bool              `json:"ownUsers,omitempty"` // the user namespace is our doing: the client maps no mounts for it
 }
 
 // DNS is what goes into a pod's resolv.conf.

@@ -13,7 +13,7 @@ say() { printf '\n== %s ==\n' "$*"; }
 
 say install
 packages=()
-for need in gcc:gcc busybox:busybox-static docker-registry:docker-registry; do
+for need in gcc:gcc busybox:busybox-static docker-registry:docker-registry containerd-shim-runc-v2:containerd runc:runc; do
 	command -v "${need%%:*}" >/dev/null || packages+=("${need##*:}")
 done
 [ -e /usr/include/stdlib.h ] || packages+=(libc6-dev)

@@ -4,7 +4,8 @@
 // outlives the daemon and links neither gRPC nor Kubernetes.
 //
 // The same binary, started the same way, makes or removes a pod's sandbox and
-// then ends. With any other command line it is an OCI runtime: see package oci.
+// then ends. Started with "keep" it stands between the daemon and another
+// runtime's shim: see package keeper. With any other command line it is an OCI runtime: see package oci.
 package main
 
 import (
@@ -15,6 +16,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/longshore/longshore/shim/api"
+	"github.com/longshore/longshore/shim/keeper"
 	"github.com/longshore/longshore/shim/oci"
 )
 
@@ -26,7 +29,7 @@ const (
 
 func main() {
 	runtime.GOMAXPROCS(1)
-	if len(os.Args) < 2 || os.Args[1] != "serve" {
+	if len(os.Args) < 2 || os.Args[1] != "serve" && os.Args[1] != "keep" {
 		os.Exit(oci.Main(os.Args[1:]))
 	}
 	if err := run(os.Args[1:]); err != nil {
@@ -37,7 +40,7 @@ func main() {
 
 func run(args []string) error {
 	if len(args) != 1 {
-		return fmt.Errorf("usage: longshore-shim serve, with a listening socket as descriptor %d and the daemon's pipe as %d", fdListener, fdLifeline)
+		return fmt.Errorf("usage: longshore-shim serve|keep, with a listening socket as descriptor %d and the daemon's pipe as %d", fdListener, fdLifeline)
 	}
 	// Started from a descriptor, the process would have its number as its name.
 	if err := os.WriteFile("/proc/self/comm", []byte("longshore-shim"), 0); err != nil {
@@ -52,7 +55,12 @@ func run(args []string) error {
 		return fmt.Errorf("descriptor %d: %w", fdLifeline, err)
 	}
 	lifeline := os.NewFile(fdLifeline, "lifeline")
-	return serve(l, lifeline)
+	if args[0] == "keep" {
+		s := keeper.New(l.Addr().String())
+		return serve(l, lifeline, &s.Server, s.Ending(), s.DaemonGone)
+	}
+	s := newService()
+	return serve(l, lifeline, &s.server, s.ending, s.daemonGone)
 }
 
 func inheritedListener() (*net.UnixListener, error) {
@@ -73,21 +81,20 @@ func inheritedListener() (*net.UnixListener, error) {
 	return unixListener, nil
 }
 
-// serve answers until the service ends itself: it was told to, or it is idle
+// serve answers until the service is ending: it was told to, or it is idle
 // and its daemon has gone.
-func serve(l *net.UnixListener, lifeline *os.File) error {
-	s := newService()
+func serve(l *net.UnixListener, lifeline *os.File, server *api.Server, ending <-chan struct{}, daemonGone func()) error {
 	served := make(chan error, 1)
-	go func() { served <- s.server.Serve(l) }()
+	go func() { served <- server.Serve(l) }()
 	go func() {
 		var b [1]byte
 		lifeline.Read(b[:]) // returns when the daemon's end has closed
-		s.daemonGone()
+		daemonGone()
 	}()
-	<-s.ending
+	<-ending
 	removeSocket(l)
 	l.Close()
-	s.server.Close()
+	server.Close()
 	lifeline.Close()
 	return <-served
 }

@@ -261,6 +261,13 @@ func (s *Shim) Prepare(ctx context.Context, template string) error {
 	return err
 }
 
+// Clean has a keeper clear away what another runtime's shim has left of the
+// container in a bundle, whose own keeper is gone. It is idempotent.
+func (s *Shim) Clean(ctx context.Context, id, bundle string) error {
+	_, err := s.own(ctx, "Clean", &api.CleanRequest{ID: id, Bundle: bundle}, nil, &api.Empty{})
+	return err
+}
+
 // Connect gives a connection to a port inside a network namespace; "" is the
 // shim's own.
 func (s *Shim) Connect(ctx context.Context, netns string, port int) (net.Conn, error) {

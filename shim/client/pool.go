@@ -98,10 +98,14 @@ func (p *Pool) Get() (*Shim, error) {
 			return s, nil
 		default:
 			p.refill()
-			return p.start()
+			return p.start("serve")
 		}
 	}
 }
+
+// Keeper starts a shim that stands between the daemon and another runtime's
+// shim (package keeper); it takes the same calls.
+func (p *Pool) Keeper() (*Shim, error) { return p.start("keep") }
 
 // refill starts one shim in the background, unless the pool is full.
 func (p *Pool) refill() {
@@ -111,7 +115,7 @@ func (p *Pool) refill() {
 		return
 	}
 	p.filling.Go(func() {
-		s, err := p.start()
+		s, err := p.start("serve")
 		if err != nil {
 			p.log.Warn("no shim could be started ahead", "err", err)
 			return
@@ -126,7 +130,7 @@ func (p *Pool) refill() {
 
 // start runs a shim on a new socket and connects to it. The socket listens
 // before the process exists, so nobody waits for it to be ready.
-func (p *Pool) start() (*Shim, error) {
+func (p *Pool) start(verb string) (*Shim, error) {
 	l, path, err := p.listen()
 	if err != nil {
 		return nil, err
@@ -140,7 +144,7 @@ func (p *Pool) start() (*Shim, error) {
 	}
 	self := "/proc/self/fd/" + strconv.Itoa(int(p.binary.Fd()))
 	p.mu.Lock()
-	proc, err := os.StartProcess(self, []string{"longshore-shim", "serve"}, attr)
+	proc, err := os.StartProcess(self, []string{"longshore-shim", verb}, attr)
 	if err == nil {
 		p.pids[proc.Pid] = struct{}{}
 	}

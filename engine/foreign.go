@@ -1,0 +1,51 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+
+	"github.com/longshore/longshore/internal/pb"
+	"github.com/longshore/longshore/shim/api"
+	"github.com/longshore/longshore/shim/client"
+)
+
+// shimFor gives a shim that will make a container: one of ours, or a keeper
+// that has another runtime's make it.
+func (e *Engine) shimFor(h *Handler) (*client.Shim, error) {
+	if h.foreign() {
+		return e.shims.Keeper()
+	}
+	return e.shims.Get()
+}
+
+// foreignOptions tell a keeper how the container is made; nil for our own shim.
+func (e *Engine) foreignOptions(h *Handler, rec *Container) (*api.Any, error) {
+	if !h.foreign() {
+		return nil, nil
+	}
+	binary, err := h.shimPath(e.cfg.ShimDirs)
+	if err != nil {
+		return nil, err
+	}
+	how := &api.Foreign{Binary: binary, Publish: selfBinary(), Options: h.options(e.cfg.RunDir), Cgroup: rec.CgroupPath}
+	return &api.Any{TypeURL: api.ForeignType, Value: pb.Marshal(how)}, nil
+}
+
+// clearForeign has a new keeper clear away what another runtime's shim may hold
+// of a container whose own keeper is gone.
+func (e *Engine) clearForeign(ctx context.Context, c *container) {
+	bundle := e.cfg.containerDir(c.id)
+	if _, err := os.Stat(filepath.Join(bundle, api.ForeignFile)); errors.Is(err, os.ErrNotExist) {
+		return
+	}
+	s, err := e.shims.Keeper()
+	if err == nil {
+		err = s.Clean(ctx, c.id, bundle)
+		endShim(s)
+	}
+	if err != nil {
+		e.log.Warn("what another runtime holds of a container stays", "container", c.id, "err", err)
+	}
+}

@@ -1,0 +1,277 @@
+package keeper
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/longshore/longshore/internal/pb"
+	"github.com/longshore/longshore/shim/api"
+)
+
+// TestMain makes this binary a shim of containerd's convention too, whose one
+// container is a few lines of output.
+func TestMain(m *testing.M) {
+	if verb := os.Args[len(os.Args)-1]; slices.Contains([]string{"start", "delete", "listen"}, verb) {
+		if err := fakeShim(verb); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	os.Exit(m.Run())
+}
+
+const fakeSocket = "fake.sock" // in the bundle, which is the working directory
+
+func fakeShim(verb string) error {
+	bundle, err := os.Getwd()
+	if err != nil {
+		return err
+	}
+	switch verb {
+	case "delete":
+		return os.WriteFile("deleted", nil, 0o600)
+	case "start":
+		cmd := exec.Command(os.Args[0], "listen")
+		l, err := net.ListenUnix("unix", &net.UnixAddr{Name: fakeSocket, Net: "unix"})
+		if err != nil {
+			return err
+		}
+		l.SetUnlinkOnClose(false)
+		f, err := l.File()
+		if err != nil {
+			return err
+		}
+		cmd.ExtraFiles = []*os.File{f}
+		if err := cmd.Start(); err != nil {
+			return err
+		}
+		_, err = fmt.Printf("unix://%s\n", filepath.Join(bundle, fakeSocket))
+		return err
+	}
+	l, err := net.FileListener(os.NewFile(3, "listener"))
+	if err != nil {
+		return err
+	}
+	f := &fake{ended: make(chan struct{}), quit: make(chan struct{})}
+	var s api.Server
+	s.Register(api.TaskV2, map[string]api.Method{"Create": f.create, "Start": f.start, "Wait": f.wait, "Kill": f.kill, "Delete": f.delete, "Shutdown": f.shutdown})
+	go s.Serve(l.(*net.UnixListener))
+	<-f.quit
+	return nil
+}
+
+type fake struct {
+	req         api.CreateTaskRequest
+	out         *os.File
+	code        uint32
+	ended, quit chan struct{}
+}
+
+func (f *fake) create(_ context.Context, decode func(any) error, _ *api.Files) (any, error) {
+	if err := decode(&f.req); err != nil {
+		return nil, err
+	}
+	if f.req.Options != nil && string(f.req.Options.Value) == "refuse" {
+		return nil, api.Errorf(api.CodeInvalidArgument, "refused by the fake")
+	}
+	var err error
+	f.out, err = os.OpenFile(f.req.Stdout, os.O_WRONLY, 0)
+	return &api.CreateTaskResponse{Pid: uint32(os.Getpid())}, err
+}
+
+func (f *fake) start(context.Context, func(any) error, *api.Files) (any, error) {
+	if f.req.Options != nil && string(f.req.Options.Value) == "die" {
+		os.Exit(1)
+	}
+	fmt.Fprint(f.out, "one\ntwo\n")
+	return &api.StartResponse{Pid: uint32(os.Getpid())}, nil
+}
+
+func (f *fake) wait(context.Context, func(any) error, *api.Files) (any, error) {
+	<-f.ended
+	return &api.WaitResponse{ExitStatus: f.code}, nil
+}
+
+func (f *fake) kill(_ context.Context, decode func(any) error, _ *api.Files) (any, error) {
+	var req api.KillRequest
+	if err := decode(&req); err != nil {
+		return nil, err
+	}
+	f.code = 128 + req.Signal
+	f.out.Close()
+	close(f.ended)
+	return &api.Empty{}, nil
+}
+
+func (f *fake) delete(context.Context, func(any) error, *api.Files) (any, error) {
+	return &api.DeleteResponse{}, nil
+}
+
+func (f *fake) shutdown(context.Context, func(any) error, *api.Files) (any, error) {
+	os.Remove(fakeSocket)
+	close(f.quit)
+	return &api.Empty{}, nil
+}
+
+// call runs a method of a service as its server would.
+func call(method api.Method, req any) (any, error) {
+	data := pb.Marshal(req)
+	return method(context.Background(), func(msg any) error { return pb.Unmarshal(data, msg) }, &api.Files{})
+}
+
+// order is a request for a container of the fake shim, in a new bundle.
+func order(t *testing.T, how string) *api.CreateTaskRequest {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "keep") // a socket's path is short
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	foreign := &api.Foreign{Binary: os.Args[0], Options: &api.Any{TypeURL: "fake", Value: []byte(how)}}
+	return &api.CreateTaskRequest{ID: "c", Bundle: dir, Stdout: api.LogScheme + filepath.Join(dir, "c.log"), Stderr: "-",
+		Options: &api.Any{TypeURL: api.ForeignType, Value: pb.Marshal(foreign)}}
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}
+
+func TestKeeperLogsRecordsAndLeavesNothing(t *testing.T) {
+	s := New("@keeper")
+	req := order(t, "")
+	if _, err := call(s.create, req); err != nil {
+		t.Fatal(err)
+	}
+	if !exists(filepath.Join(req.Bundle, api.ForeignFile)) {
+		t.Error("no record says that another shim has a container")
+	}
+	id := &api.ProcessRequest{ID: "c"}
+	if _, err := call(s.start, id); err != nil {
+		t.Fatal(err)
+	}
+	oom := &api.Any{Value: pb.Marshal(&api.TaskOOM{ContainerID: "c"})}
+	if _, err := call(s.forward, &api.ForwardRequest{Envelope: &api.Envelope{Topic: api.TopicOOM, Event: oom}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := call(s.kill, &api.KillRequest{ID: "c", Signal: 9, All: true}); err != nil {
+		t.Fatal(err)
+	}
+	resp, err := call(s.wait, id)
+	if err != nil || resp.(*api.WaitResponse).ExitStatus != 137 {
+		t.Errorf("Wait: %v, %v", resp, err)
+	}
+	log, err := os.ReadFile(filepath.Join(req.Bundle, "c.log"))
+	if err != nil || !bytes.Contains(log, []byte(" stdout F one\n")) || !bytes.Contains(log, []byte(" stdout F two\n")) {
+		t.Errorf("log %q, %v", log, err)
+	}
+	var exit api.Exit
+	if data, err := os.ReadFile(filepath.Join(req.Bundle, api.ExitFile)); err != nil || json.Unmarshal(data, &exit) != nil || exit.Code != 137 || !exit.OOMKilled {
+		t.Errorf("exit record %s, %v", data, err)
+	}
+	if _, err := call(s.delete, id); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{api.ForeignFile, fakeSocket, "stdio-1", "stdio-2", "deleted"} {
+		if exists(filepath.Join(req.Bundle, name)) {
+			t.Errorf("%s is left", name)
+		}
+	}
+	s.DaemonGone()
+	<-s.Ending()
+}
+
+func TestShimThatRefusesOrDiesIsClearedAway(t *testing.T) {
+	s := New("@keeper")
+	req := order(t, "refuse")
+	if _, err := call(s.create, req); err == nil || !strings.Contains(err.Error(), "refused by the fake") {
+		t.Errorf("Create: %v", err)
+	}
+	if !exists(filepath.Join(req.Bundle, "deleted")) || exists(filepath.Join(req.Bundle, api.ForeignFile)) {
+		t.Error("what a refused container held is not cleared away")
+	}
+	s = New("@keeper")
+	req = order(t, "die")
+	if _, err := call(s.create, req); err != nil {
+		t.Fatal(err)
+	}
+	id := &api.ProcessRequest{ID: "c"}
+	if _, err := call(s.start, id); err == nil {
+		t.Error("Start of a shim that died succeeded")
+	}
+	if resp, err := call(s.wait, id); err != nil || resp.(*api.WaitResponse).ExitStatus != 137 {
+		t.Errorf("Wait: %v, %v", resp, err)
+	}
+	if _, err := call(s.delete, id); err != nil {
+		t.Fatal(err)
+	}
+	if !exists(filepath.Join(req.Bundle, "deleted")) || exists(filepath.Join(req.Bundle, fakeSocket)) {
+		t.Error("what a dead shim held is not cleared away")
+	}
+}
+
+// TestCleanNeedsNoKeeper: another keeper clears away by the record.
+func TestCleanNeedsNoKeeper(t *testing.T) {
+	req := order(t, "")
+	if _, err := call(New("@first").create, req); err != nil {
+		t.Fatal(err)
+	}
+	s := New("@second")
+	for range 2 { // it is idempotent
+		if _, err := call(s.clean, &api.CleanRequest{ID: "c", Bundle: req.Bundle}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if exists(filepath.Join(req.Bundle, fakeSocket)) || exists(filepath.Join(req.Bundle, api.ForeignFile)) {
+		t.Error("something is left")
+	}
+}
+
+func TestParseBootstrap(t *testing.T) {
+	for out, want := range map[string]string{
+		"unix:///run/s/abc\n": "/run/s/abc 2",
+		`{"version":3,"address":"unix:///run/s/abc","protocol":"ttrpc"}`: "/run/s/abc 3",
+		`{"version":2,"address":"unix:///run/s/abc","protocol":"ttrpc"}`: "/run/s/abc 2",
+		"unix://\x00abstract": "@abstract 2",
+	} {
+		path, version, err := parseBootstrap([]byte(out))
+		if got := fmt.Sprint(path, " ", version); err != nil || got != want {
+			t.Errorf("%q: %q, %v", out, got, err)
+		}
+	}
+	for _, out := range []string{"", "hello", "unix://", "unix://relative", "tcp://1.2.3.4:5", "{", `{"version":3}`, `{"version":4,"address":"unix:///a"}`,
+		`{"version":3,"address":"unix:///a","protocol":"grpc"}`, "unix:///" + strings.Repeat("a", 200)} {
+		if path, _, err := parseBootstrap([]byte(out)); err == nil {
+			t.Errorf("%q was read as %q", out, path)
+		}
+	}
+}
+
+func FuzzParseBootstrap(f *testing.F) {
+	f.Add([]byte("unix:///run/s/abc\n"))
+	f.Add([]byte(`{"version":3,"address":"unix:///run/s/abc","protocol":"ttrpc"}`))
+	f.Fuzz(func(t *testing.T, out []byte) {
+		path, version, err := parseBootstrap(out)
+		if err == nil && (path == "" || len(path) >= 108 || version < 2 || version > 3) {
+			t.Errorf("%q gave %q, %d", out, path, version)
+		}
+	})
+}
+
+func TestBoundedOutput(t *testing.T) {
+	b := &bounded{}
+	if n, err := io.Copy(b, strings.NewReader(strings.Repeat("x", 3*maxOutput))); err != nil || n != 3*maxOutput || b.kept.Len() != maxOutput {
+		t.Errorf("%d bytes, kept %d, %v", n, b.kept.Len(), err)
+	}
+}
