@@ -116,6 +116,7 @@ type PodsConfig struct {
 	CgroupParent       string `toml:"cgroup_parent" comment:"Of pods that name none: a path, with systemd a slice; empty: /longshore or longshore.slice."`
 	ShmSize            int64  `toml:"shm_size" comment:"Size of /dev/shm, in bytes."`
 	Seccomp            string `toml:"seccomp" comment:"Of containers that say nothing: unconfined or runtime/default."`
+	AppArmor           string `toml:"apparmor" comment:"The same, where the kernel has AppArmor: longshore-default, which is loaded by apparmor_parser, another loaded profile, or unconfined."`
 	SeccompProfileRoot string `toml:"seccomp_profile_root" comment:"Where relative localhost profiles lie."`
 }
 
@@ -149,7 +150,7 @@ func defaultConfig() Config {
 		IdleShims: 2,
 		LogLevel:  "info",
 		Streaming: StreamingConfig{Address: "127.0.0.1:0", IdleTimeout: Duration(4 * time.Hour)},
-		Pods: PodsConfig{CgroupDriver: "auto", ShmSize: 64 << 20, Seccomp: "unconfined",
+		Pods: PodsConfig{CgroupDriver: "auto", ShmSize: 64 << 20, Seccomp: "unconfined", AppArmor: engine.DefaultAppArmorProfile,
 			SeccompProfileRoot: "/var/lib/kubelet/seccomp"},
 		ShimDirs: []string{}, Handlers: map[string]HandlerConfig{"longshore": {Annotations: []string{}}},
 		Network: NetworkConfig{ConfDir: "/etc/cni/net.d", BinDirs: []string{"/opt/cni/bin"},
@@ -296,7 +297,7 @@ func (c *Config) engine() engine.Config {
 	bySystemd, parent := c.cgroups()
 	return engine.Config{RunDir: c.RunDir, StateDir: c.StateDir, SystemdCgroups: bySystemd, CgroupParent: parent, ShmSize: c.Pods.ShmSize,
 		CDIDirs: c.CDI.SpecDirs, NRI: c.NRI.host(), Version: version(), Criu: c.Checkpoint.Criu,
-		SeccompDefault: c.Pods.Seccomp, SeccompProfileDir: c.Pods.SeccompProfileRoot, Handlers: c.handlers(), ShimDirs: c.ShimDirs,
+		SeccompDefault: c.Pods.Seccomp, AppArmorDefault: c.Pods.AppArmor, SeccompProfileDir: c.Pods.SeccompProfileRoot, Handlers: c.handlers(), ShimDirs: c.ShimDirs,
 		CNI: engine.CNIConfig{ConfDir: c.Network.ConfDir, BinDirs: c.Network.BinDirs, CacheDir: c.Network.CacheDir, DataDir: c.Network.DataDir}}
 }
 

@@ -100,7 +100,7 @@ func translate(c *specCase, dir string) (*specs.Spec, error) {
 		return nil, err
 	}
 	spec, err := engine.BuildSpec(&engine.SpecInput{ID: "c1", Pod: p, PodDir: "/run/longshore/pods/p1", Config: ctr, Image: c.Image, User: c.User,
-		CgroupPath: "/longshore/p1/c1", TargetPid: c.TargetPid, Hostname: "node", SeccompDefault: "unconfined", AppArmor: true, SELinux: true,
+		CgroupPath: "/longshore/p1/c1", TargetPid: c.TargetPid, Hostname: "node", SeccompDefault: "unconfined", AppArmorDefault: "longshore-default", SELinux: true,
 		HostCapabilities: []string{"CAP_CHOWN", "CAP_KILL", "CAP_SYS_ADMIN"}})
 	if err != nil {
 		return nil, err

@@ -17,6 +17,7 @@ type Config struct {
 	ShmSize        int64 // bytes of a pod's /dev/shm
 
 	SeccompDefault    string // of containers that say nothing: "unconfined" or "runtime/default"
+	AppArmorDefault   string // the same, where the kernel has AppArmor: [DefaultAppArmorProfile], a loaded one, or "unconfined"
 	SeccompProfileDir string // where localhost profiles may lie
 
 	// The network; see package cni.

@@ -35,6 +35,7 @@ type Engine struct {
 	plugins  *nri.Host // nil without
 	criu     *criu.Program
 	handlers handlers
+	appArmor appArmor
 
 	life context.Context // ends with the daemon; watchers live by it
 	stop context.CancelFunc
@@ -68,6 +69,7 @@ func New(cfg Config, store *images.Store, shims *client.Pool, log *slog.Logger) 
 	e := &Engine{cfg: cfg, log: log, images: store, shims: shims, cgroups: host, host: facts, criu: criu.New(cfg.Criu),
 		pods: map[string]*pod{}, podKeys: map[PodKey]*pod{}, containers: map[string]*container{}, ofPod: map[string]map[string]*container{}}
 	e.workers.pool = shims
+	e.appArmor.enabled, e.appArmor.profile = facts.appArmor, cfg.AppArmorDefault
 	e.life, e.stop = context.WithCancel(context.Background())
 	if e.plugins, err = nri.New(cfg.NRI, cfg.Version, pluginRuntime{e}, log); err != nil {
 		return nil, err

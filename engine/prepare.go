@@ -36,11 +36,14 @@ func (e *Engine) prepare(p Pod, c *container, h *Handler) (*specs.Spec, *api.Mou
 	}
 	in := &SpecInput{ID: c.id, Pod: p.Config, PodDir: e.cfg.podDir(p.ID), Config: cfg, Image: imageConfig, User: who,
 		CgroupPath: e.containerCgroup(p, c.id), Hostname: e.host.hostname, HostCapabilities: e.host.capabilities,
-		SeccompDefault: e.cfg.SeccompDefault, AppArmor: e.host.appArmor, SELinux: e.host.seLinux, HostCgroupNS: h.HostCgroupNamespace}
+		SeccompDefault: e.cfg.SeccompDefault, SELinux: e.host.seLinux, HostCgroupNS: h.HostCgroupNamespace}
 	if h.Seccomp != "" {
 		in.SeccompDefault = h.Seccomp
 	}
 	if err := e.resolveOnHost(in, c); err != nil {
+		return nil, nil, err
+	}
+	if err := e.resolveAppArmor(in); err != nil {
 		return nil, nil, err
 	}
 	stopSignal := cfg.StopSignal

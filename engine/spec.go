@@ -31,7 +31,7 @@ type SpecInput struct {
 	ImageIDs         map[string]string   // container path -> id of the image mounted there
 	Seccomp          *specs.LinuxSeccomp // of a localhost profile
 	SeccompDefault   string
-	AppArmor         bool // the kernel has it
+	AppArmorDefault  string // of containers that name no profile; "" if there is none
 	SELinux          bool
 	HostCgroupNS     bool
 }

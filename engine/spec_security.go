@@ -100,11 +100,12 @@ func addSeccomp(in *SpecInput, spec *specs.Spec) error {
 // addLabels sets the labels of AppArmor and SELinux where the kernel has them.
 func addLabels(in *SpecInput, spec *specs.Spec) error {
 	sec := &in.Config.Security
-	if p := sec.AppArmor; p.Kind == ProfileLocalhost && !sec.Privileged {
-		if !in.AppArmor {
-			return fmt.Errorf("%w: AppArmor profile %q: the kernel has no AppArmor", ErrInvalid, p.Name)
-		}
+	switch p := sec.AppArmor; {
+	case sec.Privileged || p.Kind == ProfileUnconfined:
+	case p.Kind == ProfileLocalhost:
 		spec.Process.ApparmorProfile = strings.TrimPrefix(p.Name, "localhost/")
+	default:
+		spec.Process.ApparmorProfile = in.AppArmorDefault
 	}
 	label := sec.SELinux
 	if label == nil {

@@ -46,8 +46,15 @@ type session struct {
 	spoil    func(http.ResponseWriter, *http.Request) bool // answers a request instead of the registry
 }
 
-// patience bounds each call of a script.
-const patience = 60 * time.Second
+// patience bounds each call of a script: a minute, times LONGSHORE_PATIENCE on
+// an emulated machine.
+var patience = time.Minute * time.Duration(max(1, number(os.Getenv("LONGSHORE_PATIENCE"))))
+
+// number reads one, 0 if it is none.
+func number(text string) int {
+	n, _ := strconv.Atoi(text)
+	return n
+}
 
 var commands = map[string]func(ts *testscript.TestScript, neg bool, args []string){
 	"daemon": verb(daemon), "image": verb(importImage), "pod": verb(pod), "create": verb(create), "start": verb(start), "run": verb(runVerb),

@@ -92,13 +92,16 @@ func TestScripts(t *testing.T) {
 
 // condition tells scripts what the host is: cgroup2 where no hierarchy of
 // version 1 is mounted, systemd where it is the first process, criu where it is
-// installed and can work.
+// installed and can work, apparmor where the kernel has it.
 func condition(name string) (bool, error) {
 	switch name {
 	case "cgroup2":
 		return onCgroup2()
 	case "criu":
 		return haveCriu(), nil
+	case "apparmor":
+		data, err := os.ReadFile("/sys/module/apparmor/parameters/enabled")
+		return err == nil && strings.HasPrefix(string(data), "Y"), nil
 	case "systemd":
 		_, err := os.Stat("/run/systemd/system")
 		return err == nil, nil

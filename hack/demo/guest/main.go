@@ -27,7 +27,7 @@ var commands = map[string]func(args []string) error{
 	"ls": ls, "env": env, "id": id, "ps": ps, "hostname": hostname, "exit": exit, "stubborn": stubborn, "eat": eat,
 	"status": status, "lines": lines, "upper": upper, "tty": tty, "true": succeed, "false": fail, "err": stderr, "crash": crash,
 	"echoserver": echoServer, "flood": flood, "spawn": spawn,
-	"breed": breed, "winsize": winsize,
+	"breed": breed, "winsize": winsize, "mount": mount,
 }
 
 func main() {
@@ -65,6 +65,12 @@ func serve(args []string) error {
 	}
 	fmt.Printf("serving on port %s\n", port)
 	return http.Serve(l, nil)
+}
+
+// mount TYPE DIRECTORY mounts a filesystem.
+func mount(args []string) error {
+	kind, dir := arg(args, 0, "tmpfs"), arg(args, 1, "/tmp")
+	return unix.Mount(kind, dir, kind, 0, "")
 }
 
 // flood sends to whoever connects, for ever.
