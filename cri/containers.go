@@ -75,7 +75,8 @@ func containerMetadata(c *engine.Container) *runtimeapi.ContainerMetadata {
 }
 
 func imageSpec(c *engine.Container) *runtimeapi.ImageSpec {
-	return &runtimeapi.ImageSpec{Image: c.Config.Image, UserSpecifiedImage: c.Config.UserImage, Annotations: c.Config.ImageNotes}
+	return &runtimeapi.ImageSpec{Image: c.Config.Image, UserSpecifiedImage: c.Config.UserImage, Annotations: c.Config.ImageNotes,
+		RuntimeHandler: c.Config.ImageHandler}
 }
 
 func containerState(c *engine.Container) runtimeapi.ContainerState {

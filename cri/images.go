@@ -15,6 +15,11 @@ import (
 
 // PullImage fetches an image and gives its id.
 func (s *Server) PullImage(ctx context.Context, req *runtimeapi.PullImageRequest) (*runtimeapi.PullImageResponse, error) {
+	if handler := req.GetImage().GetRuntimeHandler(); handler != "" {
+		if _, known := s.engine.Handlers()[handler]; !known {
+			return nil, invalid("image.runtime_handler", "%q is not configured", handler)
+		}
+	}
 	img, err := s.images.Pull(ctx, req.GetImage().GetImage(), images.PullOptions{Auth: auth(req.Auth)})
 	if err != nil {
 		return nil, err

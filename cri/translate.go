@@ -15,6 +15,9 @@ func podConfig(c *runtimeapi.PodSandboxConfig, handler string) (engine.PodConfig
 	}
 	m, linux := c.Metadata, c.GetLinux()
 	sec := linux.GetSecurityContext()
+	if err := checkPodConfig(c); err != nil {
+		return engine.PodConfig{}, err
+	}
 	out := engine.PodConfig{
 		PodKey:   engine.PodKey{Name: m.Name, Namespace: m.Namespace, UID: m.Uid, Attempt: m.Attempt},
 		Hostname: c.Hostname, LogDir: c.LogDirectory, Labels: c.Labels, Annotations: c.Annotations, Handler: handler,
@@ -36,12 +39,6 @@ func podConfig(c *runtimeapi.PodSandboxConfig, handler string) (engine.PodConfig
 // pod's.
 func namespaces(o *runtimeapi.NamespaceOption) (engine.Namespaces, error) {
 	ns := engine.Namespaces{Network: mode(o.GetNetwork()), PID: mode(o.GetPid()), IPC: mode(o.GetIpc()), Target: o.GetTargetId()}
-	if ns.Network == engine.ModeContainer {
-		ns.Network = engine.ModePod
-	}
-	if ns.IPC == engine.ModeContainer {
-		ns.IPC = engine.ModePod
-	}
 	user := o.GetUsernsOptions()
 	switch {
 	case user == nil || user.Mode == runtimeapi.NamespaceMode_NODE:
@@ -137,9 +134,13 @@ func containerConfig(c *runtimeapi.ContainerConfig) (engine.ContainerConfig, err
 	if c.GetMetadata() == nil || c.GetImage() == nil {
 		return engine.ContainerConfig{}, fmt.Errorf("%w: a container needs metadata and an image", engine.ErrInvalid)
 	}
+	if err := checkContainerConfig(c); err != nil {
+		return engine.ContainerConfig{}, err
+	}
 	out := engine.ContainerConfig{
 		Name: c.Metadata.Name, Attempt: c.Metadata.Attempt, Image: c.Image.Image, UserImage: c.Image.UserSpecifiedImage, ImageNotes: c.Image.Annotations,
-		Command: c.Command, Args: c.Args, WorkingDir: c.WorkingDir, Labels: c.Labels, Annotations: c.Annotations, LogPath: c.LogPath,
+		ImageHandler: c.Image.RuntimeHandler,
+		Command:      c.Command, Args: c.Args, WorkingDir: c.WorkingDir, Labels: c.Labels, Annotations: c.Annotations, LogPath: c.LogPath,
 		Stdin: c.Stdin, StdinOnce: c.StdinOnce, TTY: c.Tty, Resources: resources(c.GetLinux().GetResources()), StopSignal: signalName(c.StopSignal),
 	}
 	for _, kv := range c.Envs {
@@ -217,6 +218,9 @@ func optional(v *runtimeapi.Int64Value) *int64 {
 func profile(p *runtimeapi.SecurityProfile, old string) (engine.Profile, error) {
 	if p == nil {
 		return oldProfile(old)
+	}
+	if p.LocalhostRef != "" && p.ProfileType != runtimeapi.SecurityProfile_Localhost {
+		return engine.Profile{}, fmt.Errorf("%w: localhost_ref %q is given for a security profile of type %s", engine.ErrInvalid, p.LocalhostRef, p.ProfileType)
 	}
 	switch p.ProfileType {
 	case runtimeapi.SecurityProfile_RuntimeDefault:

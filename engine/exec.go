@@ -14,9 +14,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/longshore/longshore/internal/atomicfile"
 	"github.com/longshore/longshore/shim/client"
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
@@ -112,8 +110,8 @@ func (e *Engine) execProcess(c *container, cmd []string, tty bool) ([]byte, erro
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.process == nil { // adopted by this daemon
-		var spec specs.Spec
-		if err := atomicfile.ReadJSON(filepath.Join(e.cfg.containerDir(c.id), configFile), &spec); err != nil {
+		spec, err := e.readSpec(c.id)
+		if err != nil {
 			return nil, err
 		}
 		c.process = spec.Process
@@ -123,7 +121,7 @@ func (e *Engine) execProcess(c *container, cmd []string, tty bool) ([]byte, erro
 	if tty && !c.rec.Config.TTY {
 		p.Env = append(slices.Clip(p.Env), "TERM=xterm")
 	}
-	return json.Marshal(&p)
+	return json.Marshal(encodable(&p))
 }
 
 // execution is one command in a container.

@@ -80,7 +80,7 @@ func pluginContainer(c Container, spec *specs.Spec) *api.Container {
 	}
 	out.Linux = &api.LinuxContainer{SeccompProfile: pluginProfile(cfg)}
 	if p := spec.Process; p != nil {
-		out.Args, out.Env = slices.Clone(p.Args), slices.Clone(p.Env) // the library changes them
+		out.Args, out.Env = slices.Clone(p.Args), textEnv(p.Env) // copies: the library changes them
 		out.User = &api.User{Uid: p.User.UID, Gid: p.User.GID, AdditionalGids: p.User.AdditionalGids}
 		for _, l := range p.Rlimits {
 			out.Rlimits = append(out.Rlimits, &api.POSIXRlimit{Type: l.Type, Hard: l.Hard, Soft: l.Soft})

@@ -5,12 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"reflect"
 
 	"github.com/containerd/nri/pkg/api"
 	"github.com/longshore/longshore/engine/nri"
-	"github.com/longshore/longshore/internal/atomicfile"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
@@ -54,8 +52,8 @@ func (e *Engine) describe(c *container) (*api.PodSandbox, *api.Container) {
 	if err != nil {
 		pod = Pod{ID: c.podID, State: PodRemoving}
 	}
-	spec := &specs.Spec{}
-	if err := atomicfile.ReadJSON(filepath.Join(e.cfg.containerDir(c.id), configFile), spec); err != nil {
+	spec, err := e.readSpec(c.id)
+	if err != nil {
 		spec = &specs.Spec{}
 	}
 	return e.pluginPod(pod), pluginContainer(c.snapshot(), spec)
@@ -93,9 +91,8 @@ func (e *Engine) announce(ctx context.Context, p Pod, c *container, spec *specs.
 func (e *Engine) adjust(ctx context.Context, p Pod, c *container, spec *specs.Spec) (others nri.Others, err error) {
 	defer e.plugins.Block()()
 	c.announced.Store(true)
-	path := filepath.Join(e.cfg.containerDir(c.id), configFile)
 	if !e.plugins.Active() {
-		return others, atomicfile.WriteJSON(path, spec, atomicfile.Volatile)
+		return others, e.writeSpec(c.id, spec)
 	}
 	answer, err := e.plugins.Create(ctx, e.pluginPod(p), pluginContainer(c.snapshot(), spec))
 	if err != nil {
@@ -104,7 +101,7 @@ func (e *Engine) adjust(ctx context.Context, p Pod, c *container, spec *specs.Sp
 	if err := e.applyAdjustment(p, c, spec, answer.Adjust); err != nil {
 		return others, fmt.Errorf("adjustment by plugins %q: %w", answer.Plugins, err)
 	}
-	return answer.Others, atomicfile.WriteJSON(path, spec, atomicfile.Volatile)
+	return answer.Others, e.writeSpec(c.id, spec)
 }
 
 // applyAdjustment changes the specification, and the record where it repeats

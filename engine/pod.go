@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	nriapi "github.com/containerd/nri/pkg/api"
 	"github.com/longshore/longshore/cni"
@@ -253,8 +255,18 @@ func (e *Engine) checkPod(cfg *PodConfig) error {
 			return fmt.Errorf("%w: port mapping %d to %d", ErrInvalid, m.HostPort, m.ContainerPort)
 		}
 	}
-	if len(cfg.Hostname) > 64 {
-		return fmt.Errorf("%w: hostname %q is longer than 64 bytes", ErrInvalid, cfg.Hostname)
+	if len(cfg.Hostname) > 64 || strings.ContainsFunc(cfg.Hostname, unicode.IsControl) {
+		return fmt.Errorf("%w: hostname %q is longer than 64 bytes, or not a name", ErrInvalid, cfg.Hostname)
+	}
+	if cfg.LogDir != "" && !filepath.IsAbs(cfg.LogDir) {
+		return fmt.Errorf("%w: log directory %q is not absolute", ErrInvalid, cfg.LogDir)
+	}
+	if cfg.DNS != nil {
+		for _, word := range slices.Concat(cfg.DNS.Servers, cfg.DNS.Searches, cfg.DNS.Options) {
+			if strings.ContainsFunc(word, unicode.IsSpace) {
+				return fmt.Errorf("%w: %q cannot be in a line of resolv.conf", ErrInvalid, word)
+			}
+		}
 	}
 	if cfg.Hostname == "" && cfg.Namespaces.Network != ModeHost {
 		cfg.Hostname = e.host.hostname

@@ -9,7 +9,6 @@ import (
 	"strings"
 
 	"github.com/longshore/longshore/images"
-	"github.com/longshore/longshore/internal/atomicfile"
 	"github.com/longshore/longshore/shim/api"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -76,7 +75,7 @@ func (e *Engine) prepare(p Pod, c *container, h *Handler) (*specs.Spec, *api.Mou
 	if err != nil {
 		return nil, nil, err
 	}
-	rootfs, err := e.overlay(c.id, lower)
+	rootfs, err := e.overlay(c.id, lower, p.Config.Namespaces.User)
 	return spec, rootfs, err
 }
 
@@ -102,7 +101,7 @@ func configOf(img *images.Image) ImageConfig {
 // overlay makes a container's writable layer and gives its root file system.
 // It is volatile: after a crash of the node the layer is thrown away with its
 // container, so nothing is gained by the syncs that it saves.
-func (e *Engine) overlay(id string, lower []string) (*api.Mount, error) {
+func (e *Engine) overlay(id string, lower []string, users *UserMap) (*api.Mount, error) {
 	upper, work := filepath.Join(e.cfg.layerDir(id), "upper"), filepath.Join(e.cfg.layerDir(id), "work")
 	for _, dir := range []string{upper, work} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -117,11 +116,42 @@ func (e *Engine) overlay(id string, lower []string) (*api.Mount, error) {
 	if err := os.Chmod(upper, os.FileMode(st.Mode&0o777)); err != nil {
 		return nil, err
 	}
-	if err := os.Chown(upper, int(st.Uid), int(st.Gid)); err != nil {
+	uid, gid := int(st.Uid), int(st.Gid)
+	if users != nil {
+		uid, gid = hostID(users.UIDs, st.Uid), hostID(users.GIDs, st.Gid)
+	}
+	if err := os.Chown(upper, uid, gid); err != nil {
 		return nil, err
 	}
-	return &api.Mount{Type: "overlay", Source: "overlay", Options: []string{
-		"lowerdir=" + strings.Join(lower, ":"), "upperdir=" + upper, "workdir=" + work, "volatile"}}, nil
+	options := []string{"lowerdir=" + strings.Join(lower, ":"), "upperdir=" + upper, "workdir=" + work, "volatile"}
+	return &api.Mount{Type: "overlay", Source: "overlay", Options: append(options, layerOwners(users)...)}, nil
+}
+
+// layerOwners are the options by which an overlay shows what an image's user
+// owns as a pod's user's: the layers on disk belong to the ids in the image.
+func layerOwners(users *UserMap) []string {
+	if users == nil {
+		return nil
+	}
+	join := func(maps []IDMap) string {
+		var parts []string
+		for _, m := range maps {
+			parts = append(parts, fmt.Sprintf("%d:%d:%d", m.Container, m.Host, m.Size))
+		}
+		return strings.Join(parts, ",")
+	}
+	return []string{"uidmap=" + join(users.UIDs), "gidmap=" + join(users.GIDs)}
+}
+
+// hostID gives what an id in a user namespace is outside; one that it does not
+// map stays as it is, which is nobody's inside.
+func hostID(maps []IDMap, id uint32) int {
+	for _, m := range maps {
+		if id >= m.Container && id-m.Container < m.Size {
+			return int(m.Host + (id - m.Container))
+		}
+	}
+	return int(id)
 }
 
 // logPath gives the absolute path of a container's log, "" for none.
@@ -144,6 +174,9 @@ func (e *Engine) resolveOnHost(in *SpecInput, c *container) error {
 		if err != nil {
 			return fmt.Errorf("container whose pid namespace is shared: %w", err)
 		}
+		if target.PodID != c.podID {
+			return fmt.Errorf("%w: container %s, whose pid namespace is shared, is in another pod", ErrInvalid, target.ID)
+		}
 		if target.State != ContainerRunning {
 			return fmt.Errorf("container %s, whose pid namespace is shared: %w: it is %s", target.ID, ErrState, target.State)
 		}
@@ -155,6 +188,9 @@ func (e *Engine) resolveOnHost(in *SpecInput, c *container) error {
 				return err
 			}
 			continue
+		}
+		if !filepath.IsAbs(m.HostPath) {
+			return fmt.Errorf("%w: source %q of mount %s is not absolute", ErrInvalid, m.HostPath, m.ContainerPath)
 		}
 		if _, err := os.Stat(m.HostPath); err != nil {
 			return fmt.Errorf("%w: source of mount %s: %w", ErrInvalid, m.ContainerPath, err)
@@ -196,6 +232,5 @@ func (e *Engine) Spec(id string) (*specs.Spec, error) {
 	if err != nil {
 		return nil, err
 	}
-	var spec specs.Spec
-	return &spec, atomicfile.ReadJSON(filepath.Join(e.cfg.containerDir(c.id), configFile), &spec)
+	return e.readSpec(c.id)
 }

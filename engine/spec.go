@@ -3,6 +3,7 @@ package engine
 import (
 	"fmt"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -53,6 +54,9 @@ const defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbi
 // BuildSpec makes a container's OCI specification.
 func BuildSpec(in *SpecInput) (*specs.Spec, error) {
 	args, err := arguments(&in.Config, &in.Image)
+	if err == nil {
+		err = checkAgainstPod(&in.Config, &in.Pod)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -93,6 +97,26 @@ func BuildSpec(in *SpecInput) (*specs.Spec, error) {
 	return spec, nil
 }
 
+// checkAgainstPod refuses what a container wants that its pod was not made for.
+func checkAgainstPod(cfg *ContainerConfig, pod *PodConfig) error {
+	sec, ns := &cfg.Security, &cfg.Security.Namespaces
+	switch {
+	case sec.Privileged && !pod.Privileged:
+		return fmt.Errorf("%w: a privileged container in a pod that is not", ErrInvalid)
+	case ns.Network == ModeHost && pod.Namespaces.Network != ModeHost:
+		return fmt.Errorf("%w: the node's network namespace in a pod with one of its own", ErrInvalid)
+	case ns.IPC == ModeHost && pod.Namespaces.IPC != ModeHost:
+		return fmt.Errorf("%w: the node's IPC namespace in a pod with one of its own", ErrInvalid)
+	case ns.User != nil && !reflect.DeepEqual(ns.User, pod.Namespaces.User):
+		return fmt.Errorf("%w: another user namespace than the pod's", ErrInvalid)
+	case cfg.WorkingDir != "" && !filepath.IsAbs(cfg.WorkingDir):
+		return fmt.Errorf("%w: working directory %q is not absolute", ErrInvalid, cfg.WorkingDir)
+	case cfg.ImageHandler != "" && cfg.ImageHandler != pod.Handler:
+		return fmt.Errorf("%w: an image for runtime handler %q in a pod of handler %q", ErrInvalid, cfg.ImageHandler, pod.Handler)
+	}
+	return nil
+}
+
 // arguments joins command and arguments as Kubernetes defines: a command
 // replaces the image's entrypoint and its arguments, arguments replace only
 // the latter.
@@ -112,12 +136,10 @@ func arguments(cfg *ContainerConfig, img *ImageConfig) ([]string, error) {
 }
 
 func workingDir(cfg *ContainerConfig, img *ImageConfig) string {
-	for _, dir := range []string{cfg.WorkingDir, img.WorkingDir} {
-		if dir != "" {
-			return dir
-		}
+	if cfg.WorkingDir != "" {
+		return cfg.WorkingDir
 	}
-	return "/"
+	return filepath.Join("/", img.WorkingDir)
 }
 
 // environment is the image's, overridden by the container's.

@@ -85,7 +85,7 @@ func clientMount(in *SpecInput, m Mount) (specs.Mount, error) {
 	out := specs.Mount{Destination: filepath.Clean(m.ContainerPath), Type: "bind", Source: m.HostPath, Options: []string{"rbind"}}
 	if dirs, ok := in.ImageMounts[m.ContainerPath]; ok {
 		// An image is mounted as it is; propagation and write access mean nothing.
-		return imageMount(out.Destination, dirs, m.Options)
+		return imageMount(out.Destination, dirs, m.Options, in.Pod.Namespaces.User)
 	}
 	switch m.Propagation {
 	case "":
@@ -128,10 +128,10 @@ func checkMountOptions(path string, options []string) error {
 }
 
 // imageMount shows the directories of an image, read-only.
-func imageMount(to string, dirs, options []string) (specs.Mount, error) {
+func imageMount(to string, dirs, options []string, users *UserMap) (specs.Mount, error) {
 	if err := checkMountOptions(to, options); err != nil {
 		return specs.Mount{}, err
 	}
 	return specs.Mount{Destination: to, Type: "overlay", Source: "overlay",
-		Options: append([]string{"ro", "lowerdir=" + strings.Join(dirs, ":")}, options...)}, nil
+		Options: slices.Concat([]string{"ro", "lowerdir=" + strings.Join(dirs, ":")}, layerOwners(users), options)}, nil
 }

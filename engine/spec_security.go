@@ -29,39 +29,51 @@ func addCapabilities(in *SpecInput, spec *specs.Spec) error {
 		caps = slices.Clone(in.HostCapabilities)
 	}
 	if slices.ContainsFunc(sec.DropCapabilities, isAll) {
-		caps = nil
-	}
-	ambient := []string{}
-	for _, name := range slices.Concat(sec.AddCapabilities, sec.AddAmbient) {
-		full, err := capability(name)
-		if err != nil {
-			return err
-		}
-		if full != "" && !slices.Contains(caps, full) {
-			caps = append(caps, full)
-		}
-	}
-	for _, name := range sec.AddAmbient {
-		if full, _ := capability(name); full != "" { // checked above
-			ambient = append(ambient, full)
-		}
-	}
-	for _, name := range sec.DropCapabilities {
-		full, err := capability(name)
-		if err != nil {
-			return err
-		}
-		caps = slices.DeleteFunc(caps, func(c string) bool { return c == full })
-	}
-	if caps == nil {
 		caps = []string{}
 	}
+	added, err := capabilities(sec.AddCapabilities, nil)
+	if err != nil {
+		return err
+	}
+	ambient, err := capabilities(sec.AddAmbient, in.HostCapabilities)
+	if err != nil {
+		return err
+	}
+	dropped, err := capabilities(sec.DropCapabilities, nil)
+	if err != nil {
+		return err
+	}
+	for _, name := range slices.Concat(added, ambient) {
+		if !slices.Contains(caps, name) {
+			caps = append(caps, name)
+		}
+	}
+	isDropped := func(name string) bool { return slices.Contains(dropped, name) }
+	// What is ambient must be permitted (capabilities(7)), so it is dropped too.
+	caps, ambient = slices.DeleteFunc(caps, isDropped), slices.DeleteFunc(ambient, isDropped)
 	// Inheritable stays empty (CVE-2022-24769), save for what is ambient.
 	spec.Process.Capabilities = &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps, Inheritable: ambient, Ambient: ambient}
 	return nil
 }
 
 func isAll(name string) bool { return strings.EqualFold(name, "ALL") }
+
+// capabilities gives full names; ALL stands for all.
+func capabilities(names, all []string) ([]string, error) {
+	full := []string{}
+	for _, name := range names {
+		one, err := capability(name)
+		switch {
+		case err != nil:
+			return nil, err
+		case one == "":
+			full = append(full, all...)
+		default:
+			full = append(full, one)
+		}
+	}
+	return full, nil
+}
 
 // capability gives a capability's full name; "" for ALL.
 func capability(name string) (string, error) {
@@ -111,10 +123,22 @@ func addLabels(in *SpecInput, spec *specs.Spec) error {
 	if label == nil {
 		label = in.Pod.SELinux
 	}
-	if in.SELinux && label != nil && label.Type != "" {
-		spec.Process.SelinuxLabel = strings.Join([]string{label.User, label.Role, label.Type, label.Level}, ":")
+	if in.SELinux && label != nil && *label != (SELinux{}) && !sec.Privileged {
+		spec.Process.SelinuxLabel = label.String()
 	}
 	return nil
+}
+
+// String gives the label in the kernel's form. Parts that the client leaves out,
+// most often all but the level, are those of the targeted policy's containers.
+func (l *SELinux) String() string {
+	or := func(part, otherwise string) string {
+		if part == "" {
+			return otherwise
+		}
+		return part
+	}
+	return strings.Join([]string{or(l.User, "system_u"), or(l.Role, "system_r"), or(l.Type, "container_t"), or(l.Level, "s0")}, ":")
 }
 
 // standardDevices is what a container may use beside what it is given: the
@@ -154,6 +178,9 @@ func resolveDevices(in *SpecInput) error {
 	for _, d := range in.Config.Devices {
 		if strings.Trim(d.Permissions, "rwm") != "" || d.Permissions == "" {
 			return fmt.Errorf("%w: device %s: permissions %q", ErrInvalid, d.HostPath, d.Permissions)
+		}
+		if !filepath.IsAbs(d.ContainerPath) {
+			return fmt.Errorf("%w: device %s: path %q in the container is not absolute", ErrInvalid, d.HostPath, d.ContainerPath)
 		}
 		found, err := devicesAt(d.HostPath, d.ContainerPath)
 		if err != nil {

@@ -104,30 +104,32 @@ type Resources struct {
 
 // ContainerConfig is what a client wants of a container.
 type ContainerConfig struct {
-	Name        string            `json:"name"`
-	Attempt     uint32            `json:"attempt"`
-	Image       string            `json:"image"`               // the reference to run
-	UserImage   string            `json:"userImage,omitempty"` // as the user wrote it
-	ImageNotes  map[string]string `json:"imageNotes,omitempty"`
-	Command     []string          `json:"command,omitempty"`
-	Args        []string          `json:"args,omitempty"`
-	WorkingDir  string            `json:"workingDir,omitempty"`
-	Env         []EnvVar          `json:"env,omitempty"`
-	Mounts      []Mount           `json:"mounts,omitempty"`
-	Devices     []Device          `json:"devices,omitempty"`
-	CDIDevices  []string          `json:"cdiDevices,omitempty"` // qualified names, VENDOR/CLASS=NAME
-	Labels      map[string]string `json:"labels,omitempty"`
-	Annotations map[string]string `json:"annotations,omitempty"`
-	LogPath     string            `json:"logPath,omitempty"` // relative to the pod's log directory
-	Stdin       bool              `json:"stdin,omitempty"`
-	StdinOnce   bool              `json:"stdinOnce,omitempty"`
-	TTY         bool              `json:"tty,omitempty"`
-	Resources   *Resources        `json:"resources,omitempty"`
-	Security    Security          `json:"security"`
-	StopSignal  string            `json:"stopSignal,omitempty"`
+	Name         string            `json:"name"`
+	Attempt      uint32            `json:"attempt"`
+	Image        string            `json:"image"`               // the reference to run
+	UserImage    string            `json:"userImage,omitempty"` // as the user wrote it
+	ImageNotes   map[string]string `json:"imageNotes,omitempty"`
+	ImageHandler string            `json:"imageHandler,omitempty"` // the runtime handler that it was pulled for
+	Command      []string          `json:"command,omitempty"`
+	Args         []string          `json:"args,omitempty"`
+	WorkingDir   string            `json:"workingDir,omitempty"`
+	Env          []EnvVar          `json:"env,omitempty"`
+	Mounts       []Mount           `json:"mounts,omitempty"`
+	Devices      []Device          `json:"devices,omitempty"`
+	CDIDevices   []string          `json:"cdiDevices,omitempty"` // qualified names, VENDOR/CLASS=NAME
+	Labels       map[string]string `json:"labels,omitempty"`
+	Annotations  map[string]string `json:"annotations,omitempty"`
+	LogPath      string            `json:"logPath,omitempty"` // relative to the pod's log directory
+	Stdin        bool              `json:"stdin,omitempty"`
+	StdinOnce    bool              `json:"stdinOnce,omitempty"`
+	TTY          bool              `json:"tty,omitempty"`
+	Resources    *Resources        `json:"resources,omitempty"`
+	Security     Security          `json:"security"`
+	StopSignal   string            `json:"stopSignal,omitempty"`
 }
 
-// EnvVar is an environment variable; its value need not be UTF-8.
+// EnvVar is an environment variable. Its value need not be UTF-8: the process
+// gets the very bytes.
 type EnvVar struct {
 	Name  string `json:"name"`
 	Value []byte `json:"value"`

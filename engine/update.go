@@ -3,10 +3,16 @@ package engine
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
 
 	"github.com/containerd/nri/pkg/api"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 // UpdateContainer changes a container's limits: those that are set.
@@ -14,6 +20,9 @@ func (e *Engine) UpdateContainer(ctx context.Context, id string, change Resource
 	c, err := e.findContainer(id)
 	if err != nil {
 		return err
+	}
+	if adj := change.OOMScoreAdj; adj < -1000 || adj > 1000 {
+		return fmt.Errorf("update container %s: %w: OOM score adjustment %d is not in -1000..1000", c.id, ErrInvalid, adj)
 	}
 	return e.do(ctx, func(ctx context.Context) error {
 		set, others, err := e.askUpdate(ctx, c, linuxResources(&change))
@@ -60,12 +69,49 @@ func (e *Engine) updateResources(ctx context.Context, c *container, set *specs.L
 		}
 		return fmt.Errorf("update container %s: %w", c.id, err)
 	}
+	if oomScoreAdj != 0 {
+		if err := e.setOOMScore(rec.CgroupPath, oomScoreAdj); err != nil {
+			// As at the start: not every daemon may lower it. What is told stays what is in force.
+			e.log.Warn("OOM score is not changed", "container", c.id, "err", err)
+			oomScoreAdj = 0
+		}
+	}
 	return e.updateContainer(c, func(r *Container) {
 		change := resourcesOf(set)
 		change.OOMScoreAdj = oomScoreAdj
 		merged := mergeResources(r.Resources, change)
 		r.Resources = &merged
 	})
+}
+
+// setOOMScore sets how likely the kernel is to end the processes of a control
+// group for memory (proc_pid_oom_score_adj(5)).
+func (e *Engine) setOOMScore(cgroup string, adj int64) error {
+	group := e.cgroups.Load(cgroup)
+	pids, err := group.Procs()
+	if err != nil {
+		return err
+	}
+	for _, pid := range pids {
+		dir, err := os.OpenRoot(filepath.Join("/proc", strconv.Itoa(pid)))
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		// The number may have become another's; the open directory is one process's.
+		if still, err := group.Procs(); err != nil || !slices.Contains(still, pid) {
+			dir.Close()
+			continue
+		}
+		err = dir.WriteFile("oom_score_adj", strconv.AppendInt(nil, adj, 10), 0)
+		dir.Close()
+		if err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
 }
 
 // ReopenLog goes on in a new log file, after a rotation.

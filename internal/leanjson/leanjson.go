@@ -7,7 +7,8 @@
 // not JSON, or does not fit the type, is an error.
 //
 // It differs from encoding/json in that names must match exactly, which no
-// writer of OCI files fails to do, and that types with methods of their own for
+// writer of OCI files fails to do, that an escaped lone surrogate of U+DC80 to
+// U+DCFF is the byte 80 to FF (PEP 383: an environment need not be UTF-8), and that types with methods of their own for
 // JSON, interfaces and byte strings are refused.
 package leanjson
 
@@ -482,7 +483,11 @@ func (d *decoder) unquote(out []byte) ([]byte, error) {
 			if err != nil {
 				return nil, err
 			}
-			out = utf8.AppendRune(out, r)
+			if isByte(r) {
+				out = append(out, byte(r))
+			} else {
+				out = utf8.AppendRune(out, r)
+			}
 		default:
 			r, size := utf8.DecodeRune(d.data[d.at:])
 			d.at += size
@@ -524,8 +529,15 @@ func (d *decoder) unicode() (rune, error) {
 			}
 		}
 	}
+	if isByte(r) {
+		return r, nil
+	}
 	return utf8.RuneError, nil
 }
+
+// isByte says whether a lone surrogate stands for a byte that is no UTF-8, its
+// low eight bits (PEP 383).
+func isByte(r rune) bool { return r >= 0xDC80 && r <= 0xDCFF }
 
 // hex reads "uXXXX" at a place.
 func (d *decoder) hex(at int) (rune, bool) {

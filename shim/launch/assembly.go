@@ -160,7 +160,11 @@ func (a *assembly) open(s *source) (err error) {
 		if s.opts.readonlySuperblock {
 			s.opts.data = append(s.opts.data, "ro")
 		}
-		s.fd, err = newFilesystem(m.Type, src, s.opts.data, 0)
+		if m.Type == "overlay" && mapsOwners(s.opts.data) {
+			s.fd, err = mappedOverlay(src, s.opts.data)
+		} else {
+			s.fd, err = newFilesystem(m.Type, src, s.opts.data, 0)
+		}
 	}
 	if err != nil {
 		return err

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -108,8 +109,7 @@ func mountOverlay(source string, options []string, dir string) (int, error) {
 	var layers fdList
 	defer layers.closeAll()
 	fd, err := overlayByFD(source, &o, &layers)
-	// Without the new interface of overlayfs (Linux 6.5) it is EOPNOTSUPP.
-	if err == nil || !(errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EBADF)) {
+	if err == nil || !needsPaths(err) {
 		return fd, err
 	}
 	// Only these kernels need the place, so it is seldom there.
@@ -124,6 +124,33 @@ func mountOverlay(source string, options []string, dir string) (int, error) {
 		return overlayMapped(source, &o, dir)
 	}
 	return overlayAt(source, options, dir)
+}
+
+// needsPaths says whether an overlay may be refused because the kernel takes no
+// descriptors. Without the new interface of overlayfs (Linux 6.5) it is EOPNOTSUPP.
+func needsPaths(err error) bool {
+	return errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EBADF)
+}
+
+// mapsOwners says whether an overlay's options map the owners in its layers.
+func mapsOwners(options []string) bool {
+	return slices.ContainsFunc(options, func(o string) bool { return strings.HasPrefix(o, "uidmap=") || strings.HasPrefix(o, "gidmap=") })
+}
+
+// mappedOverlay mounts an overlay of id-mapped lower layers, detached, as
+// [mountOverlay] does for a root.
+func mappedOverlay(source string, options []string) (int, error) {
+	o, err := parseOverlay(options)
+	if err != nil {
+		return -1, err
+	}
+	var layers fdList
+	defer layers.closeAll()
+	fd, err := overlayByFD(source, &o, &layers)
+	if err == nil || !needsPaths(err) {
+		return fd, err
+	}
+	return overlayMapped(source, &o, "/sys") // one thread alone sees what is mounted there
 }
 
 func overlayByFD(source string, o *overlay, layers *fdList) (int, error) {

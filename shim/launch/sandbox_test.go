@@ -181,3 +181,18 @@ func TestContainerWithUserNamespace(t *testing.T) {
 		t.Errorf("owners:\n%s", out)
 	}
 }
+
+// An image's files belong to the pod's users wherever the image is mounted.
+func TestImageMountInUserNamespace(t *testing.T) {
+	f := newFixture(t, "stat", "/vol/file")
+	f.userNS("")
+	image, empty := t.TempDir(), t.TempDir()
+	if err := os.WriteFile(filepath.Join(image, "file"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	f.spec.Mounts = append(f.spec.Mounts, specs.Mount{Destination: "/vol", Type: "overlay", Source: "overlay",
+		Options: []string{"ro", "lowerdir=" + image + ":" + empty, "uidmap=0:200000:65536", "gidmap=0:200000:65536", "noexec"}})
+	if out, _ := f.run(); !strings.Contains(out, "/vol/file mode=100644 dev=0:0 uid=0 gid=0") {
+		t.Errorf("owners:\n%s", out)
+	}
+}

@@ -27,7 +27,7 @@ var commands = map[string]func(args []string) error{
 	"ls": ls, "env": env, "id": id, "ps": ps, "hostname": hostname, "exit": exit, "stubborn": stubborn, "eat": eat,
 	"status": status, "lines": lines, "upper": upper, "tty": tty, "true": succeed, "false": fail, "err": stderr, "crash": crash,
 	"echoserver": echoServer, "flood": flood, "spawn": spawn,
-	"breed": breed, "winsize": winsize, "mount": mount,
+	"breed": breed, "winsize": winsize, "mount": mount, "owner": owner, "cwd": cwd,
 }
 
 func main() {
@@ -197,6 +197,24 @@ func cat(args []string) error {
 	return nil
 }
 
+func cwd([]string) error {
+	dir, err := os.Getwd()
+	fmt.Println(dir)
+	return err
+}
+
+// owner prints who owns files, and their mode.
+func owner(args []string) error {
+	for _, name := range args {
+		var st unix.Stat_t
+		if err := unix.Stat(name, &st); err != nil {
+			return &os.PathError{Op: "stat", Path: name, Err: err}
+		}
+		fmt.Println(st.Uid, st.Gid, os.FileMode(st.Mode&0o777))
+	}
+	return nil
+}
+
 func write(args []string) error {
 	return os.WriteFile(arg(args, 0, ""), []byte(strings.Join(args[1:], " ")+"\n"), 0o644)
 }
@@ -219,10 +237,14 @@ func ls(args []string) error {
 	return err
 }
 
-func env([]string) error {
+// env prints the environment, quoted if an argument says so.
+func env(args []string) error {
 	all := os.Environ()
 	slices.Sort(all)
 	for _, v := range all {
+		if len(args) > 0 {
+			v = strconv.QuoteToASCII(v)
+		}
 		fmt.Println(v)
 	}
 	return nil
