@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/longshore/longshore/engine"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -29,4 +30,30 @@ func (s *Server) checkpointStatus(ctx context.Context) string {
 // CheckpointPod saves containers of a pod as of one moment.
 func (s *Server) CheckpointPod(ctx context.Context, req *runtimeapi.CheckpointPodRequest) (*runtimeapi.CheckpointPodResponse, error) {
 	return &runtimeapi.CheckpointPodResponse{}, s.engine.CheckpointPod(ctx, req.PodSandboxId, req.OutputPath, req.ContainerIds, req.Options)
+}
+
+// RestorePod makes a pod with containers that wait to go on where they were
+// saved.
+func (s *Server) RestorePod(ctx context.Context, req *runtimeapi.RestorePodRequest) (*runtimeapi.RestorePodResponse, error) {
+	pod, err := podConfig(req.Config, req.RuntimeHandler)
+	if err != nil {
+		return nil, err
+	}
+	var containers []engine.ContainerConfig
+	for _, config := range req.ContainerConfigs {
+		c, err := containerConfig(config)
+		if err != nil {
+			return nil, err
+		}
+		containers = append(containers, c)
+	}
+	p, made, err := s.engine.RestorePod(ctx, req.CheckpointPath, pod, containers, req.Options)
+	if err != nil {
+		return nil, err
+	}
+	resp := &runtimeapi.RestorePodResponse{PodSandboxId: p.ID}
+	for _, c := range made {
+		resp.RestoredContainers = append(resp.RestoredContainers, &runtimeapi.RestoredContainer{Name: c.Config.Name, ContainerId: c.ID})
+	}
+	return resp, nil
 }

@@ -182,12 +182,18 @@ func (e *Engine) mayCapture(c *container) error {
 		return err
 	}
 	pod := p.snapshot().Config
-	return canRestore(&pod, &rec.Config)
+	h, err := e.handler(pod.Handler)
+	if err != nil {
+		return err
+	}
+	return canRestore(&h, &pod, &rec.Config)
 }
 
 // canRestore refuses containers that criu would not give back as they were.
-func canRestore(pod *PodConfig, cfg *ContainerConfig) error {
+func canRestore(h *Handler, pod *PodConfig, cfg *ContainerConfig) error {
 	switch ns := cfg.Security.Namespaces; {
+	case h.foreign():
+		return fmt.Errorf("%w: container %s is another runtime's, of handler %q", ErrState, cfg.Name, pod.Handler)
 	case cfg.TTY:
 		return fmt.Errorf("%w: container %s has a terminal, which cannot be restored", ErrState, cfg.Name)
 	case pod.Namespaces.User != nil:

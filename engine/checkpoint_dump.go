@@ -25,10 +25,10 @@ type surroundings struct {
 
 // outerMount is a mount whose content comes from outside the container.
 type outerMount struct {
-	Path string `json:"path"`          // in the container
-	Name string `json:"name"`          // by which a restore supplies it: of the mount of the specification, and what lies below that
-	Kind string `json:"kind"`          // see below
-	Sub  string `json:"sub,omitempty"` // with [mountOfSpec]: the path below the mount of the specification, "" for itself
+	Path string `json:"path"` // in the container
+	Name string `json:"name"` // by which a restore supplies it: of the mount of the specification, and what lies below that
+	Kind string `json:"kind"` // see below
+	Sub  string `json:"-"`    // with [mountOfSpec]: the path below the mount of the specification, "" for itself
 }
 
 // Kinds of outer mounts.
@@ -229,6 +229,11 @@ func (s *surroundings) readStreams(dir string, lines []mountLine) error {
 func (s *surroundings) external() ([]string, error) {
 	var out []string
 	for _, m := range s.Mounts {
+		if m.Sub != "" {
+			// Its source would have to be found below that of the other mount, where a
+			// container can have put a link.
+			return nil, fmt.Errorf("%w: the mount at %q is a part of another one, and could not be restored", ErrState, m.Path)
+		}
 		if strings.ContainsAny(m.Path, "]:") || strings.ContainsAny(m.Name, "]:") {
 			return nil, fmt.Errorf("%w: criu cannot be told of the mount %q", ErrState, m.Path)
 		}

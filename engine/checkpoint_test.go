@@ -51,8 +51,8 @@ func TestOuterMounts(t *testing.T) {
 }
 
 func TestExternalRefusesWhatCriuWouldMisread(t *testing.T) {
-	for _, path := range []string{"/a]b", "/a:b"} {
-		s := surroundings{Mounts: []outerMount{{Path: path, Name: "/a"}}}
+	for _, path := range []string{"/a]b", "/a:b", "/a/sub"} {
+		s := surroundings{Mounts: []outerMount{{Path: path, Name: "/a", Sub: strings.TrimPrefix(path, "/a")}}}
 		if _, err := s.external(); !errors.Is(err, ErrState) {
 			t.Errorf("%s: %v", path, err)
 		}
@@ -173,10 +173,12 @@ func TestDiffEndsWithItsContext(t *testing.T) {
 func TestCanRestore(t *testing.T) {
 	own := Security{Namespaces: Namespaces{PID: ModeContainer}}
 	for name, c := range map[string]struct {
-		pod PodConfig
-		cfg ContainerConfig
-		ok  bool
+		handler Handler
+		pod     PodConfig
+		cfg     ContainerConfig
+		ok      bool
 	}{
+		"another runtime":  {handler: Handler{RuntimeType: "io.containerd.kata.v2"}, cfg: ContainerConfig{Security: own}},
 		"plain":            {cfg: ContainerConfig{Security: own}, ok: true},
 		"terminal":         {cfg: ContainerConfig{Security: own, TTY: true}},
 		"user namespace":   {pod: PodConfig{Namespaces: Namespaces{User: &UserMap{}}}, cfg: ContainerConfig{Security: own}},
@@ -185,7 +187,7 @@ func TestCanRestore(t *testing.T) {
 		"node's pids":      {cfg: ContainerConfig{Security: Security{Namespaces: Namespaces{PID: ModeHost}}}},
 		"another's pids":   {cfg: ContainerConfig{Security: Security{Namespaces: Namespaces{PID: ModeTarget}}}},
 	} {
-		if err := canRestore(&c.pod, &c.cfg); (err == nil) != c.ok || err != nil && !errors.Is(err, ErrState) {
+		if err := canRestore(&c.handler, &c.pod, &c.cfg); (err == nil) != c.ok || err != nil && !errors.Is(err, ErrState) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

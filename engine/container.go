@@ -178,6 +178,9 @@ func (e *Engine) create(ctx context.Context, p *pod, c *container) error {
 			return err
 		}
 	}
+	if err := e.prepareRestore(ctx, p, c, spec, rootfs); err != nil {
+		return err
+	}
 	shim, err := e.shimFor(&h)
 	if err != nil {
 		return err
@@ -213,6 +216,9 @@ func (e *Engine) create(ctx context.Context, p *pod, c *container) error {
 func (e *Engine) createRequest(rec Container, rootfs *api.Mount) *api.CreateTaskRequest {
 	req := &api.CreateTaskRequest{ID: rec.ID, Bundle: e.cfg.containerDir(rec.ID), Rootfs: []*api.Mount{rootfs}, Terminal: rec.Config.TTY,
 		Stdout: "-", Stderr: "-"}
+	if rec.Config.Restore != "" {
+		req.Checkpoint = api.RestoreFile
+	}
 	if rec.LogPath != "" {
 		req.Stdout = api.LogScheme + rec.LogPath
 	}
@@ -272,12 +278,19 @@ func (e *Engine) startContainer(ctx context.Context, c *container) error {
 		return err
 	}
 	if err := shim.Start(ctx, c.id); err != nil {
+		err = e.explainRestore(c.snapshot(), err)
 		c.mu.Lock()
 		c.startErr = err
 		c.mu.Unlock()
 		return fmt.Errorf("start container %s: %w", c.snapshot().Config.Name, err)
 	}
-	if err := e.updateContainer(c, func(r *Container) { r.State, r.StartedAt = ContainerRunning, time.Now() }); err != nil {
+	pid := c.snapshot().Pid
+	if pid == 0 { // a restored one has its process just now
+		if state, err := shim.State(ctx, c.id); err == nil {
+			pid = int(state.Pid)
+		}
+	}
+	if err := e.updateContainer(c, func(r *Container) { r.State, r.Pid, r.StartedAt = ContainerRunning, pid, time.Now() }); err != nil {
 		return err
 	}
 	e.told(ctx, nriapi.Event_POST_START_CONTAINER, c)

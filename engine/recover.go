@@ -195,7 +195,7 @@ func (e *Engine) loadContainer(ctx context.Context, dir string) error {
 	c := newContainer(rec)
 	c.announced.Store(true) // plugins that were told are told again
 	close(c.settled)
-	shim, state := adopt(ctx, rec)
+	shim, state, pid := adopt(ctx, rec)
 	c.shim = shim
 	e.thawRecorded(c)
 	switch rec.State {
@@ -210,8 +210,10 @@ func (e *Engine) loadContainer(ctx context.Context, dir string) error {
 			e.work.Go(func() { e.release(c) })
 		}
 	default:
-		if rec.State == ContainerStarting && state == api.StatusRunning {
-			if err := e.updateContainer(c, func(r *Container) { r.State, r.StartedAt = ContainerRunning, time.Now() }); err != nil {
+		if rec.State == ContainerStarting && state == api.StatusRunning && pid == 0 {
+			e.joinRestore(c)
+		} else if rec.State == ContainerStarting && state == api.StatusRunning {
+			if err := e.updateContainer(c, func(r *Container) { r.State, r.Pid, r.StartedAt = ContainerRunning, pid, time.Now() }); err != nil {
 				return err
 			}
 		}
@@ -236,21 +238,22 @@ func (e *Engine) holdImage(rec Container) {
 	}
 }
 
-// adopt connects to the shim of a container, if it lives and knows it.
-func adopt(ctx context.Context, rec Container) (*client.Shim, api.Status) {
+// adopt connects to the shim of a container, if it lives and knows it, and
+// gives the state and the id of the process.
+func adopt(ctx context.Context, rec Container) (*client.Shim, api.Status, int) {
 	if rec.Shim == "" {
-		return nil, api.StatusUnknown
+		return nil, api.StatusUnknown, 0
 	}
 	s, err := client.Dial(rec.Shim)
 	if err != nil {
-		return nil, api.StatusUnknown
+		return nil, api.StatusUnknown, 0
 	}
 	state, err := s.State(ctx, rec.ID)
 	if err != nil {
 		endShim(s)
-		return nil, api.StatusUnknown
+		return nil, api.StatusUnknown, 0
 	}
-	return s, api.Status(state.Status)
+	return s, api.Status(state.Status), int(state.Pid)
 }
 
 // abandon ends and removes a container whose making or removal was not

@@ -126,6 +126,7 @@ type ContainerConfig struct {
 	Resources    *Resources        `json:"resources,omitempty"`
 	Security     Security          `json:"security"`
 	StopSignal   string            `json:"stopSignal,omitempty"`
+	Restore      string            `json:"restore,omitempty"` // directory of the checkpoint whose process it shall have
 }
 
 // EnvVar is an environment variable. Its value need not be UTF-8: the process

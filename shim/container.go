@@ -23,11 +23,14 @@ type container struct {
 	id, bundle string
 	launched   *launch.Container
 	init       *process
+	restored   bool       // criu makes its first process
+	restoring  chan error // holds what came of it; of one that is restored
 
 	mu     sync.Mutex // guards all below
 	execs  map[string]*process
 	stale  []*cgroup.Group // of processes that have ended and left others running
 	paused bool
+	doomed bool // was to be ended before it was restored
 }
 
 // newContainer makes a container, stopped before its program.
@@ -46,9 +49,17 @@ func newContainer(req *api.CreateTaskRequest) (*container, error) {
 		return nil, err
 	}
 	taken.Add(streams.abandon)
-	launched, err := launch.Create(launch.Config{
+	cfg := launch.Config{
 		ID: req.ID, Bundle: req.Bundle, Spec: spec, Filter: filter, Rootfs: launchMounts(req.Rootfs), Stdio: streams.child, Template: template(),
-	})
+	}
+	if req.Checkpoint != "" {
+		c, err := reserveContainer(req, cfg, streams)
+		if err == nil {
+			taken.Keep()
+		}
+		return c, err
+	}
+	launched, err := launch.Create(cfg)
 	if err != nil {
 		return nil, classify(err)
 	}
@@ -98,8 +109,14 @@ func (c *container) start(p *process) error {
 	if p != c.init {
 		return c.startExec(p)
 	}
+	if c.restored && p.status() == api.StatusRunning {
+		return c.joinRestore()
+	}
 	if !p.move(api.StatusCreated, api.StatusRunning) {
 		return api.Errorf(api.CodeFailedPrecondition, "container %s has been started", c.id)
+	}
+	if c.restored {
+		return c.restore()
 	}
 	if err := c.launched.Start(); err != nil {
 		return classify(err)
@@ -151,7 +168,15 @@ func (c *container) killAll() error {
 	if c.init.ended() {
 		return nil
 	}
+	if c.restored && c.init.move(api.StatusCreated, api.StatusStopped) {
+		c.neverRan(api.Exit{Code: 128 + int(unix.SIGKILL), Signal: int(unix.SIGKILL)})
+		return nil
+	}
+	unborn := c.doom()
 	err := c.launched.Cgroup().Kill()
+	if unborn {
+		return err
+	}
 	// What never joined the cgroup dies with the first process.
 	if sigErr := c.init.signal(unix.SIGKILL); err == nil {
 		err = sigErr

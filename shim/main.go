@@ -29,6 +29,10 @@ const (
 
 func main() {
 	runtime.GOMAXPROCS(1)
+	if len(os.Args) == 3 && os.Args[1] == restoreCommand {
+		fmt.Fprintln(os.Stderr, "longshore-shim:", becomeCriu(os.Args[2]))
+		os.Exit(1)
+	}
 	if len(os.Args) < 2 || os.Args[1] != "serve" && os.Args[1] != "keep" {
 		os.Exit(oci.Main(os.Args[1:]))
 	}

@@ -117,8 +117,8 @@ func (s *service) create(_ context.Context, decode func(any) error, _ *api.Files
 	if err := decode(&req); err != nil {
 		return nil, err
 	}
-	if req.Checkpoint != "" {
-		return nil, api.Errorf(api.CodeUnimplemented, "restoring a checkpoint is not served")
+	if req.Checkpoint != "" && req.Checkpoint != api.RestoreFile {
+		return nil, api.Errorf(api.CodeInvalidArgument, "checkpoint %q is not %s of the bundle", req.Checkpoint, api.RestoreFile)
 	}
 	defer s.begin()()
 	if _, err := s.find(req.ID); err == nil {

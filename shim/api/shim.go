@@ -148,3 +148,40 @@ type Exit struct {
 type PrepareRequest struct {
 	Template string `pb:"1"`
 }
+
+// RestoreFile in a bundle is the JSON of a [Restore]; RestorePidFile is where
+// criu writes the id of the restored process.
+const (
+	RestoreFile    = "restore.json"
+	RestorePidFile = "restore.pid"
+)
+
+// Descriptors of the program that restores: the node's null device, the
+// process's streams, or the null device for those that it has not, and the
+// network namespace.
+const (
+	RestoreNull = 3 + iota
+	RestoreStdin
+	RestoreStdout
+	RestoreStderr
+	RestoreNetNS
+)
+
+// Restore says how a container is restored from a checkpoint: in the control
+// group, with the mounts made, in their order, for it alone, Args is executed.
+type Restore struct {
+	Args   []string       `json:"args"`
+	Cgroup string         `json:"cgroup"` // below each hierarchy's root
+	Mounts []RestoreMount `json:"mounts,omitempty"`
+	NetNS  string         `json:"netNS,omitempty"` // path of its pin
+	// NewCgroup gives it a cgroup namespace whose root that group is.
+	NewCgroup bool `json:"newCgroup,omitempty"`
+}
+
+// RestoreMount is a mount of the program that restores.
+type RestoreMount struct {
+	Type    string   `json:"type"`
+	Source  string   `json:"source"`
+	Target  string   `json:"target"` // is made if it is not there
+	Options []string `json:"options,omitempty"`
+}

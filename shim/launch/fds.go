@@ -34,9 +34,11 @@ func (l *fdList) forget(fd int) int {
 
 // openNull opens the host's /dev/null and checks that it is that: a container
 // whose "null" was something else could read or hide what it must not
-// (CVE-2025-31133).
+// (CVE-2025-31133). It is the check that counts: O_NOFOLLOW would stay with the
+// program's stdio for good, and CRIU, which opens it again by a link of procfs,
+// could not restore it.
 func openNull(flags int) (int, error) {
-	fd, err := unix.Open("/dev/null", flags|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+	fd, err := unix.Open("/dev/null", flags|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return -1, &os.PathError{Op: "open", Path: "/dev/null", Err: err}
 	}

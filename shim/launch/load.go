@@ -164,8 +164,10 @@ func namespacesOf(pid int, linux *specs.Linux) (*namespaces, error) {
 // reopen gets what an exec needs of a loaded container: its root, its devpts
 // and its filter.
 func (c *Container) reopen() (err error) {
-	if c.filter, err = compileFilter(c.spec); err != nil {
-		return err
+	if c.filter == nil {
+		if c.filter, err = compileFilter(c.spec); err != nil {
+			return err
+		}
 	}
 	name := "/proc/" + strconv.Itoa(c.init.Pid()) + "/root"
 	root, err := unix.Open(name, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -67,6 +68,48 @@ func checkpointPod(s *session, ctx context.Context, args []string, _ io.Writer) 
 		_, err := s.node.Runtime.CheckpointPod(ctx, req)
 		return err
 	})
+}
+
+// restorep [-t SECONDS] POD FROM DIRECTORY NEW=NAME... [OPTION:VALUE] makes pod POD like pod
+// FROM, with containers that are called NEW in the script and NAME in the
+// checkpoint. With -t 0 the call has no deadline.
+func restorePod(s *session, ctx context.Context, args []string, _ io.Writer) error {
+	seconds := int64(patience.Seconds())
+	args, _, err := flags(args, &seconds)
+	if err != nil {
+		return err
+	}
+	name := args[0]
+	config := proto.CloneOf(s.pods[args[1]])
+	config.Metadata.Name, config.Metadata.Uid, config.LogDirectory = name, "uid-"+name, s.node.Path("logs", name)
+	req := &runtimeapi.RestorePodRequest{CheckpointPath: args[2], Config: config}
+	called := map[string]string{}
+	for _, arg := range args[3:] {
+		if key, value, ok := strings.Cut(arg, ":"); ok {
+			req.Options = map[string]string{key: value}
+			continue
+		}
+		id, of, _ := strings.Cut(arg, "=")
+		c := proto.CloneOf(s.made[of])
+		called[of] = id
+		req.ContainerConfigs = append(req.ContainerConfigs, c)
+	}
+	ctx = context.WithoutCancel(ctx)
+	if seconds > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, time.Duration(seconds)*time.Second)
+		defer cancel()
+	}
+	resp, err := s.node.Runtime.RestorePod(ctx, req)
+	if err != nil {
+		return err
+	}
+	s.ids[name], s.pods[name] = resp.PodSandboxId, config
+	for _, c := range resp.RestoredContainers {
+		id := called[c.Name]
+		s.ids[id], s.logs[id] = c.ContainerId, s.node.Path("logs", name, c.Name+".log")
+	}
+	return nil
 }
 
 // flags takes the flags -t and -until from the arguments.

@@ -36,7 +36,8 @@ type session struct {
 	node *node.Node
 	ids  map[string]string // name -> id of a pod or container
 	pods map[string]*runtimeapi.PodSandboxConfig
-	logs map[string]string // container name -> log file
+	made map[string]*runtimeapi.ContainerConfig // containers, as they were asked for
+	logs map[string]string                      // container name -> log file
 
 	hanging  []net.Conn     // connections that nobody reads
 	leave    func()         // cancels a call; see the verb
@@ -64,7 +65,7 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 	"images": verb(listImages), "rmi": verb(removeImage), "stats": verb(stats), "rotate": verb(rotate), "conf": verb(conf), "write": verb(write),
 	"killc": verb(killContainer), "target": verb(target), "plugin": verb(pluginVerb), "updatep": verb(updatePod), "updateall": verb(updateAll),
 	"metrics": verb(metrics),
-	"criu":    verb(criuVerb), "checkpoint": verb(checkpoint), "frozen": verb(frozen), "checkpointp": verb(checkpointPod),
+	"criu":    verb(criuVerb), "checkpoint": verb(checkpoint), "frozen": verb(frozen), "checkpointp": verb(checkpointPod), "restorep": verb(restorePod),
 }
 
 // verb makes a command of a script from one that returns an error: a gRPC
@@ -236,6 +237,10 @@ func create(s *session, ctx context.Context, args []string, _ io.Writer) error {
 			return err
 		}
 	}
+	if s.made == nil {
+		s.made = map[string]*runtimeapi.ContainerConfig{}
+	}
+	s.made[name] = config
 	resp, err := s.node.Runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: s.ids[podName], Config: config, SandboxConfig: s.pods[podName]})
 	if err != nil {
 		return err
@@ -254,9 +259,16 @@ func target(s *session, ctx context.Context, args []string, out io.Writer) error
 	return runVerb(s, ctx, append([]string{args[0], args[1], path}, args[3:]...), out)
 }
 
+// start [-until FILE] NAME
 func start(s *session, ctx context.Context, args []string, _ io.Writer) error {
-	_, err := s.node.Runtime.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: s.ids[args[0]]})
-	return err
+	args, until, err := flags(args, nil)
+	if err != nil {
+		return err
+	}
+	return s.whenThere(ctx, until, func(ctx context.Context) error {
+		_, err := s.node.Runtime.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: s.ids[args[0]]})
+		return err
+	})
 }
 
 // run is create and start.
