@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/longshore/longshore/internal/cgroup"
+	"github.com/longshore/longshore/internal/resctrl"
 	"github.com/longshore/longshore/shim/netdev"
 	"github.com/longshore/longshore/shim/seccomp"
 )
@@ -170,6 +171,24 @@ func (c *Container) release() {
 		}
 	}
 	c.lateHooks("poststop", c.hooks().Poststop, specs.StateStopped)
+	if class, err := rdtClass(c.id, c.spec); err == nil && class != nil {
+		if err := class.Remove(); err != nil {
+			c.hookErrs = append(c.hookErrs, err)
+		}
+	}
+}
+
+// rdtClass is the container's class of Intel's RDT, nil if it names none.
+func rdtClass(id string, spec *specs.Spec) (*resctrl.Class, error) {
+	rdt := spec.Linux.IntelRdt
+	if rdt == nil {
+		return nil, nil
+	}
+	root := resctrl.Mount
+	if kernel.resctrl != "" {
+		root = kernel.resctrl
+	}
+	return resctrl.New(root, id, rdt)
 }
 
 // rootDir is the directory of the spec's root on the host.
@@ -209,11 +228,6 @@ func checkConfig(cfg *Config) error {
 		return fmt.Errorf("container id: %w", errMissing)
 	case len(cfg.Rootfs) == 0 && (s.Root == nil || s.Root.Path == ""):
 		return fmt.Errorf("root.path: %w", errMissing)
-	case s.Linux.IntelRdt != nil:
-		if unix.Access("/sys/fs/resctrl/schemata", unix.F_OK) != nil {
-			return fmt.Errorf("linux.intelRdt: resctrl is not mounted: %w", unix.ENODEV)
-		}
-		return fmt.Errorf("linux.intelRdt: %w", errUnsupported)
 	}
 	return netdev.Check(s.Linux.NetDevices)
 }

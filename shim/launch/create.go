@@ -65,6 +65,7 @@ func (k *creation) create(taken *undo.Stack) error {
 		{"complete program", k.complete},
 		{"receive mounts", k.receive},
 		{"adopt process", func() error { return k.adopt() }}, // of what clone has made
+		{"enter class", func() error { return k.enterClass(taken) }},
 		{"move devices", func() error { return k.moveDevices(taken) }},
 		{"hand root over", k.hand},
 		{"reach gate", k.reachGate},
@@ -87,6 +88,20 @@ func (k *creation) receive() (err error) {
 		k.fds.add(fd)
 	}
 	return err
+}
+
+// enterClass puts the process, and so all of the container, into its class of
+// Intel's RDT.
+func (k *creation) enterClass(taken *undo.Stack) error {
+	class, err := rdtClass(k.cfg.ID, k.cfg.Spec)
+	if class == nil || err != nil {
+		return err
+	}
+	if err := class.Add(k.proc.pid); err != nil {
+		return err
+	}
+	taken.Add(func() { _ = class.Remove() })
+	return nil
 }
 
 // moveDevices gives the container devices of the host. A container that fails

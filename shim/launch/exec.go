@@ -153,7 +153,31 @@ type execution struct {
 	fds     *fdList
 	std     [3]int
 	files   files
+	classes []taskFile
 	console *os.File
+}
+
+// taskFile takes a process that writes "0" to it into a group.
+type taskFile struct {
+	fd   int
+	name string
+}
+
+// openClass opens the ways into the container's class of Intel's RDT, none if
+// it names none.
+func openClass(c *Container, fds *fdList) (all []taskFile, err error) {
+	class, err := rdtClass(c.id, c.spec)
+	if class == nil || err != nil {
+		return nil, err
+	}
+	for _, name := range class.Tasks() {
+		fd, err := unix.Open(name, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return nil, &os.PathError{Op: "open", Path: name, Err: err}
+		}
+		all = append(all, taskFile{fds.add(fd), name})
+	}
+	return all, nil
 }
 
 // streams opens the process's terminal or takes the caller's streams.
@@ -202,6 +226,12 @@ func (e *execution) clone(pl *plan, root int, taken *undo.Stack) error {
 	inherited = append(inherited, e.files.inherited()...)
 	for _, f := range joins.Tasks {
 		inherited = append(inherited, int(f.Fd()))
+	}
+	if e.classes, err = openClass(c, e.fds); err != nil {
+		return err
+	}
+	for _, f := range e.classes {
+		inherited = append(inherited, f.fd)
 	}
 	procfs := -1
 	if pl.apparmor != "" || pl.selinux != "" {
@@ -260,6 +290,9 @@ func (e *execution) inheritance(joins *cgroup.Joins, procfs *int) (late []int) {
 	e.stdio(e.std)
 	for _, f := range tasks[:len(tasks)-len(late)] {
 		e.join(f.Fd(), f.Name())
+	}
+	for _, f := range e.classes {
+		e.join(uintptr(f.fd), f.name)
 	}
 	return late
 }
