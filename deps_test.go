@@ -28,7 +28,7 @@ var mayImport = map[string][]string{
 		"github.com/vishvananda/netns", "github.com/google/nftables"},
 	// One process per container: it links little, and neither grpc nor k8s.
 	"shim":        {"cni", "internal", "golang.org/x/sys", "github.com/opencontainers/runtime-spec"},
-	"shim/netdev": {"internal", "golang.org/x/sys", "github.com/opencontainers/runtime-spec", "github.com/vishvananda/netlink", "github.com/vishvananda/netns"},
+	"shim/netdev": {"cni/dump", "internal", "golang.org/x/sys", "github.com/opencontainers/runtime-spec", "github.com/vishvananda/netlink", "github.com/vishvananda/netns"},
 	"shim/api":    {"internal"},
 	"shim/client": {"shim/api", "internal", "golang.org/x/sys", "github.com/containerd/ttrpc", "google.golang.org/protobuf", "google.golang.org/grpc/status"},
 	"internal":    {"golang.org/x/sys", "github.com/opencontainers/runtime-spec"},

@@ -13,6 +13,7 @@ import (
 
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/longshore/longshore/cni/dump"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -304,7 +305,7 @@ func ensureAddress(h *netlink.Handle, br netlink.Link, address netip.Prefix, for
 	if err != nil {
 		return fmt.Errorf("give bridge %s the address %s: %w", br.Attrs().Name, address, err)
 	}
-	others, err := h.AddrList(br, familyNumber(address))
+	others, err := dump.Addresses(h, br, familyNumber(address))
 	if err != nil {
 		return fmt.Errorf("list addresses of bridge %s: %w", br.Attrs().Name, err)
 	}

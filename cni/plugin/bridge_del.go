@@ -10,6 +10,7 @@ import (
 	"slices"
 
 	types100 "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/longshore/longshore/cni/dump"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -55,7 +56,7 @@ func dropAddresses(name string) error {
 	if err != nil {
 		return fmt.Errorf("find interface %s: %w", name, err)
 	}
-	all, err := h.AddrList(link, netlink.FAMILY_ALL)
+	all, err := dump.Addresses(h, link, netlink.FAMILY_ALL)
 	for _, addr := range all {
 		if err == nil {
 			err = h.AddrDel(link, &addr)
@@ -189,7 +190,7 @@ func checkPod(name string, want *types100.Result) error {
 			return fmt.Errorf("interface %s has the hardware address %s, not %s", name, link.Attrs().HardwareAddr, i.Mac)
 		}
 	}
-	addrs, err := h.AddrList(link, netlink.FAMILY_ALL)
+	addrs, err := dump.Addresses(h, link, netlink.FAMILY_ALL)
 	if err != nil {
 		return fmt.Errorf("list addresses of %s: %w", name, err)
 	}
@@ -203,7 +204,7 @@ func checkPod(name string, want *types100.Result) error {
 		if !ok || r.Table != nil {
 			continue
 		}
-		routes, err := h.RouteList(link, familyNumber(dst))
+		routes, err := dump.Routes(h, link, familyNumber(dst))
 		if err != nil {
 			return fmt.Errorf("list routes of %s: %w", name, err)
 		}

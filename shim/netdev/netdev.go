@@ -15,6 +15,7 @@ import (
 	"strings"
 	"unicode"
 
+	"github.com/longshore/longshore/cni/dump"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -194,7 +195,7 @@ func moveAllBack(devices map[string]specs.LinuxNetDevice, ns int) error {
 // scope that somebody gave it for good. Link-local and autoconfigured ones come
 // anew in the other namespace.
 func permanent(h *netlink.Handle, link netlink.Link) ([]netlink.Addr, error) {
-	all, err := h.AddrList(link, netlink.FAMILY_ALL)
+	all, err := dump.Addresses(h, link, netlink.FAMILY_ALL)
 	if err != nil {
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}

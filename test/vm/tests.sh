@@ -28,8 +28,9 @@ compile() {
 	# That comparison needs a C compiler, and no kernel.
 	if [ "$3" = shim/seccomp ]; then args="-test.skip=SameVerdict $args"; fi
 	local seconds=300
-	# Lists of thousands of records take minutes to lay out, and no other kernel.
-	if [ "$3" = test/e2e ]; then seconds=900 args="-test.skip=ManyContainers $args"; fi
+	# Lists of thousands of records and megabytes through sockets take minutes
+	# there, and no other kernel.
+	if [ "$3" = test/e2e ]; then seconds=900 args="-test.skip=ManyContainers|TestScripts/streams_big $args"; fi
 	echo "$3 $seconds $args" >>"$dir/list"
 }
 
