@@ -140,7 +140,7 @@ func importByDaemon(ctx context.Context, cfg *Config, path, name string) ([]stri
 }
 
 func importAlone(ctx context.Context, cfg *Config, path, name string) ([]string, error) {
-	log, err := newLogger(cfg.LogLevel)
+	log, _, err := newLogger(cfg.LogLevel)
 	if err != nil {
 		return nil, err
 	}

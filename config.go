@@ -30,7 +30,7 @@ type Config struct {
 	LogLevel  string `toml:"log_level" comment:"debug, info, warn or error."`
 
 	ShimDirs []string                 `toml:"shim_dirs" comment:"Where shims of other runtimes are looked for, before PATH."`
-	Handlers map[string]HandlerConfig `toml:"handlers" comment:"What RuntimeClasses may ask for, by name."`
+	Handlers map[string]HandlerConfig `toml:"handlers" comment:"What RuntimeClasses may ask for, by name. SIGHUP has these read again, as shim_dirs, images.registries and log_level."`
 
 	Streaming  StreamingConfig  `toml:"streaming" comment:"Exec, attach and port-forward for kubelet."`
 	Pods       PodsConfig       `toml:"pods" comment:"Defaults of pods and containers."`

@@ -8,7 +8,6 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -18,7 +17,8 @@ import (
 )
 
 const usage = `usage:
-  longshore serve [--config FILE]          serve the container runtime interface
+  longshore serve [--config FILE]          serve the container runtime interface; SIGHUP has it read handlers,
+                                           shim_dirs, images.registries and log_level again
   longshore config [--config FILE]         print the configuration with comments
   longshore image import [--config FILE] ARCHIVE [NAME]
                                            take in an OCI layout or a docker archive
@@ -76,7 +76,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		if flags.NArg() > 0 {
 			return errUsage
 		}
-		return serve(ctx, &cfg)
+		return serve(ctx, *file, &cfg)
 	case "config":
 		_, err := io.WriteString(out, cfg.String())
 		return err
@@ -101,12 +101,4 @@ func version() string {
 		}
 	}
 	return release
-}
-
-func newLogger(level string) (*slog.Logger, error) {
-	var l slog.Level
-	if err := l.UnmarshalText([]byte(level)); err != nil {
-		return nil, fmt.Errorf("configuration: log_level: %w", err)
-	}
-	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: l})), nil
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"sync"
 	"time"
@@ -24,9 +25,13 @@ import (
 // socketMode lets root alone in.
 const socketMode = 0o660
 
-// serve runs the daemon until ctx ends. No container is touched by its end.
-func serve(ctx context.Context, cfg *Config) error {
-	log, err := newLogger(cfg.LogLevel)
+// serve runs the daemon until ctx ends, with the configuration that file holds,
+// which it reads again upon SIGHUP. No container is touched by its end.
+func serve(ctx context.Context, file string, cfg *Config) error {
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, unix.SIGHUP) // one that comes early must not end us
+	defer signal.Stop(hangups)
+	log, level, err := newLogger(cfg.LogLevel)
 	if err != nil {
 		return err
 	}
@@ -75,7 +80,13 @@ func serve(ctx context.Context, cfg *Config) error {
 	if err != nil {
 		return err
 	}
-	server := cri.New(e, store, streams, version(), cfg.String, log).GRPC()
+	now := &live{file: file, level: level, engine: e, images: store, log: log, cfg: *cfg}
+	var following sync.WaitGroup
+	defer following.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	following.Go(func() { now.follow(ctx, hangups) })
+	server := cri.New(e, store, streams, version(), now.String, log).GRPC()
 	registerAdmin(server, store)
 	log.Info("serving", "socket", cfg.Socket, "version", version())
 	return serveUntil(ctx, server, l, streams, log)

@@ -74,7 +74,7 @@ func New(cfg Config, store *images.Store, shims *client.Pool, log *slog.Logger) 
 	if e.plugins, err = nri.New(cfg.NRI, cfg.Version, pluginRuntime{e}, log); err != nil {
 		return nil, err
 	}
-	e.SetHandlers(cfg.Handlers)
+	e.SetHandlers(cfg.Handlers, cfg.ShimDirs)
 	return e, nil
 }
 

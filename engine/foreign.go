@@ -25,7 +25,7 @@ func (e *Engine) foreignOptions(h *Handler, rec *Container) (*api.Any, error) {
 	if !h.foreign() {
 		return nil, nil
 	}
-	binary, err := h.shimPath(e.cfg.ShimDirs)
+	binary, err := h.shimPath(e.shimDirs())
 	if err != nil {
 		return nil, err
 	}
@@ -33,13 +33,20 @@ func (e *Engine) foreignOptions(h *Handler, rec *Container) (*api.Any, error) {
 	return &api.Any{TypeURL: api.ForeignType, Value: pb.Marshal(how)}, nil
 }
 
+// isForeign reports whether another runtime's shim may hold something of a
+// container, by the record of its keeper.
+func (e *Engine) isForeign(c *container) bool {
+	_, err := os.Stat(filepath.Join(e.cfg.containerDir(c.id), api.ForeignFile))
+	return !errors.Is(err, os.ErrNotExist)
+}
+
 // clearForeign has a new keeper clear away what another runtime's shim may hold
 // of a container whose own keeper is gone.
 func (e *Engine) clearForeign(ctx context.Context, c *container) {
-	bundle := e.cfg.containerDir(c.id)
-	if _, err := os.Stat(filepath.Join(bundle, api.ForeignFile)); errors.Is(err, os.ErrNotExist) {
+	if !e.isForeign(c) {
 		return
 	}
+	bundle := e.cfg.containerDir(c.id)
 	s, err := e.shims.Keeper()
 	if err == nil {
 		err = s.Clean(ctx, c.id, bundle)

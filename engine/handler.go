@@ -122,6 +122,7 @@ func (h *Handler) options(runDir string) *api.Any {
 // handlers are the ways to run pods that are configured at the moment.
 type handlers struct {
 	mu       sync.Mutex // guards all below
+	shimDirs []string   // where shims of other runtimes are looked for, before PATH
 	byName   map[string]Handler
 	features map[string]HandlerFeatures // of those that can run
 	probed   chan struct{}              // closed once features is valid
@@ -130,7 +131,7 @@ type handlers struct {
 // SetHandlers replaces the runtime handlers, and finds out in the background
 // what they can do. What runs goes on; names are those of RuntimeClasses, and
 // the default one, "", is always there.
-func (e *Engine) SetHandlers(set map[string]Handler) {
+func (e *Engine) SetHandlers(set map[string]Handler, shimDirs []string) {
 	byName := maps.Clone(set)
 	if byName == nil {
 		byName = map[string]Handler{}
@@ -140,11 +141,11 @@ func (e *Engine) SetHandlers(set map[string]Handler) {
 	}
 	probed := make(chan struct{})
 	e.handlers.mu.Lock()
-	e.handlers.byName, e.handlers.probed = byName, probed
+	e.handlers.byName, e.handlers.shimDirs, e.handlers.probed = byName, shimDirs, probed
 	e.handlers.mu.Unlock()
 	e.work.Go(func() {
 		defer close(probed)
-		features := e.probe(byName)
+		features := e.probe(byName, shimDirs)
 		e.handlers.mu.Lock()
 		defer e.handlers.mu.Unlock()
 		if e.handlers.probed == probed {
@@ -163,6 +164,12 @@ func (e *Engine) handler(name string) (Handler, error) {
 		return h, fmt.Errorf("%w: runtime handler %q is not configured; there are %q", ErrInvalid, name, names)
 	}
 	return h, nil
+}
+
+func (e *Engine) shimDirs() []string {
+	e.handlers.mu.Lock()
+	defer e.handlers.mu.Unlock()
+	return e.handlers.shimDirs
 }
 
 // Handlers gives the runtime handlers that can run, with the default one "",
@@ -192,7 +199,7 @@ func (e *Engine) checkHandler(cfg *PodConfig) error {
 	if cfg.Namespaces.User != nil {
 		return fmt.Errorf("%w: runtime handler %q has no user namespaces", ErrInvalid, cfg.Handler)
 	}
-	if _, err := h.shimPath(e.cfg.ShimDirs); err != nil {
+	if _, err := h.shimPath(e.shimDirs()); err != nil {
 		return fmt.Errorf("%w: runtime handler %q: %w", ErrInvalid, cfg.Handler, err)
 	}
 	return nil
@@ -245,6 +252,24 @@ const (
 	// shim. Each has its own, so that none depends on another's keeper.
 	annotationGroup = "io.containerd.runc.v2.group"
 )
+
+// spreadMounts has another runtime leave the root's mount propagation as
+// propagating mounts need it (config-linux.md, rootfsPropagation); ours does so
+// by itself.
+func (h *Handler) spreadMounts(spec *specs.Spec) {
+	if !h.foreign() {
+		return
+	}
+	for _, m := range spec.Mounts {
+		if slices.Contains(m.Options, "rshared") {
+			spec.Linux.RootfsPropagation = "rshared"
+			return
+		}
+		if slices.Contains(m.Options, "rslave") {
+			spec.Linux.RootfsPropagation = "rslave"
+		}
+	}
+}
 
 // annotate tells another runtime whose container it makes.
 func (h *Handler) annotate(spec *specs.Spec, p *Pod, id string, cfg *ContainerConfig) {

@@ -29,7 +29,7 @@ type HandlerFeatures struct {
 const probeLimit = 5 * time.Second
 
 // probe finds out what handlers can do; those that cannot run are left out.
-func (e *Engine) probe(byName map[string]Handler) map[string]HandlerFeatures {
+func (e *Engine) probe(byName map[string]Handler, shimDirs []string) map[string]HandlerFeatures {
 	own := sync.OnceValue(func() HandlerFeatures { return e.ownFeatures() })
 	features := map[string]HandlerFeatures{}
 	var mu sync.Mutex
@@ -38,7 +38,7 @@ func (e *Engine) probe(byName map[string]Handler) map[string]HandlerFeatures {
 		probes.Go(func() {
 			found, err := HandlerFeatures{}, error(nil)
 			if h.foreign() {
-				found, err = e.foreignFeatures(&h)
+				found, err = e.foreignFeatures(&h, shimDirs)
 			} else {
 				found = own()
 			}
@@ -128,8 +128,8 @@ const maxInfo = 1 << 20
 // foreignFeatures asks a shim by "-info", which those of containerd 2 have.
 // Others have no features; user namespaces none has, for our layers are not
 // mapped for it.
-func (e *Engine) foreignFeatures(h *Handler) (HandlerFeatures, error) {
-	binary, err := h.shimPath(e.cfg.ShimDirs)
+func (e *Engine) foreignFeatures(h *Handler, shimDirs []string) (HandlerFeatures, error) {
+	binary, err := h.shimPath(shimDirs)
 	if err != nil {
 		return HandlerFeatures{}, err
 	}

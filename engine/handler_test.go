@@ -57,6 +57,23 @@ func TestForeignContainersHaveThePodInTheirAnnotations(t *testing.T) {
 	}
 }
 
+func TestForeignRootsSpreadMounts(t *testing.T) {
+	for want, options := range map[string][]string{"": {"rprivate"}, "rslave": {"rprivate", "rslave"}, "rshared": {"rslave", "rshared", "rslave"}} {
+		spec := &specs.Spec{Linux: &specs.Linux{}}
+		for _, o := range options {
+			spec.Mounts = append(spec.Mounts, specs.Mount{Options: []string{"rbind", o}})
+		}
+		(&Handler{}).spreadMounts(spec)
+		if got := spec.Linux.RootfsPropagation; got != "" {
+			t.Errorf("%q with our own shim: %q", options, got)
+		}
+		(&Handler{RuntimeType: "io.containerd.runc.v2"}).spreadMounts(spec)
+		if got := spec.Linux.RootfsPropagation; got != want {
+			t.Errorf("%q: %q, want %q", options, got, want)
+		}
+	}
+}
+
 func TestOptionsHaveTheRuntimesType(t *testing.T) {
 	h := Handler{RuntimeType: "io.containerd.runc.v2", OCIRuntime: "/usr/bin/crun"}
 	options := h.options("/run/x")

@@ -61,6 +61,7 @@ func (e *Engine) prepare(p Pod, c *container, h *Handler) (*specs.Spec, *api.Mou
 		return nil, nil, err
 	}
 	h.annotate(spec, &p, c.id, &cfg)
+	h.spreadMounts(spec)
 	devices, err := CDIDevices(&cfg)
 	if err == nil {
 		err = InjectCDI(spec, e.cfg.CDIDirs, devices)

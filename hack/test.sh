@@ -42,6 +42,7 @@ say conformance
 hack/conformance.sh
 hack/conformance.sh -focus Streaming -- -websocket-exec -websocket-attach -websocket-portforward
 hack/conformance.sh -- -parallel 4
+hack/conformance.sh -- -runtime-handler foreign # containers by containerd's shim and runc
 hack/conformance-oci.sh
 
 say 'Docker and Podman'

@@ -142,6 +142,10 @@ const (
 	defaultConcurrency = 3
 )
 
+// SetRegistries replaces how registries are reached, for pulls to come. Files
+// with authorities are read anew.
+func (s *Store) SetRegistries(registries map[string]Registry) { s.client.SetConfig(registries) }
+
 // Open reads the store at root, which it makes if it is not there. What is
 // damaged is set aside and logged; only a directory that cannot be used at all
 // is an error.

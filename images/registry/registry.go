@@ -76,12 +76,12 @@ const (
 
 // Client reads from registries. Its methods may be called from any goroutine.
 type Client struct {
-	config Config
-	log    *slog.Logger
+	log *slog.Logger
 
 	idle, pause time.Duration // shorter in tests
 
-	mu      sync.Mutex
+	mu      sync.Mutex              // guards all below
+	config  Config                  // is not changed, only replaced
 	clients map[string]*http.Client // by CA file
 	tokens  map[tokenKey]token
 	down    map[string]time.Time // hosts that did not answer, and when
@@ -102,6 +102,25 @@ func (c *Client) Close() {
 	for _, client := range c.clients {
 		client.CloseIdleConnections()
 	}
+}
+
+// SetConfig replaces how hosts are reached, for repositories to come. Those
+// that are being read from go on as they are.
+func (c *Client) SetConfig(config Config) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.config = config
+	for _, client := range c.clients {
+		client.CloseIdleConnections()
+	}
+	clear(c.clients)
+	clear(c.down)
+}
+
+func (c *Client) current() Config {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.config
 }
 
 // Repository is one repository and the hosts to read it from.
@@ -125,13 +144,14 @@ type source struct {
 // Repository gives the repository that name names, to be read with auth.
 func (c *Client) Repository(name reference.Named, auth *Auth) (*Repository, error) {
 	domain, path := reference.Domain(name), reference.Path(name)
-	settings, listed := c.config[domain]
+	config := c.current()
+	settings, listed := config[domain]
 	if !listed {
-		settings = c.config["*"]
+		settings = config["*"]
 	}
 	r := &Repository{client: c, path: path}
 	for _, mirror := range settings.Mirrors {
-		s, err := c.mirror(mirror, path)
+		s, err := c.mirror(config, mirror, path)
 		if err != nil {
 			return nil, fmt.Errorf("mirror %s of %s: %w", mirror, domain, err)
 		}
@@ -160,7 +180,7 @@ func (c *Client) Repository(name reference.Named, auth *Auth) (*Repository, erro
 	return r, nil
 }
 
-func (c *Client) mirror(mirror, path string) (*source, error) {
+func (c *Client) mirror(config Config, mirror, path string) (*source, error) {
 	u, err := url.Parse(mirror)
 	if err != nil {
 		return nil, err
@@ -168,7 +188,7 @@ func (c *Client) mirror(mirror, path string) (*source, error) {
 	if u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil {
 		return nil, errors.New("is not a URL like https://host:port/path")
 	}
-	settings := c.config[u.Host]
+	settings := config[u.Host]
 	client, err := c.httpClient(settings.CA)
 	if err != nil {
 		return nil, err

@@ -75,7 +75,8 @@ func (r *remote) run(ctx context.Context, verb string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, r.rec.Binary, "-namespace", namespace, "-id", r.id, "-address", r.events,
 		"-publish-binary", r.rec.Publish, "-bundle", r.bundle, verb)
 	cmd.Dir = r.bundle
-	cmd.Env = append(os.Environ(), "TTRPC_ADDRESS="+r.events, "GRPC_ADDRESS="+r.events, "NAMESPACE="+namespace, "MAX_SHIM_VERSION=3", "GOMAXPROCS=2")
+	// What our own environment has for Go's runtime suits our shim alone.
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "TTRPC_ADDRESS=" + r.events, "GRPC_ADDRESS=" + r.events, "NAMESPACE=" + namespace, "MAX_SHIM_VERSION=3", "GOMAXPROCS=2"}
 	out, errOut := &bounded{}, &bounded{}
 	cmd.Stdout, cmd.Stderr = out, errOut
 	cmd.WaitDelay = endLimit // what it leaves behind may hold its output open

@@ -27,6 +27,8 @@ func newNode(dir, bin string) (*node.Node, error) {
 	for _, host := range mirrored {
 		fmt.Fprintf(&config, "[images.registries.%q]\nmirrors = [\"http://%s\"]\n", host, registryAddress)
 	}
+	// For -runtime-handler foreign: containers by the shim of another runtime.
+	config.WriteString("[handlers.foreign]\nruntime_type = \"io.containerd.runc.v2\"\n")
 	n.Extra = config.String()
 	// One spec makes a segment of shared memory "on the node" and leaves it.
 	n.Room.Do(func() { err = unix.Unshare(unix.CLONE_NEWIPC) })

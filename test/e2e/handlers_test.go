@@ -14,7 +14,40 @@ import (
 
 func init() {
 	commands["killshim"] = verb(killShim)
+	commands["reload"] = verb(reload)
 	commands["unbroken"] = verb(unbroken)
+}
+
+// reload CONFIG has the daemon read a configuration again, and fails as the
+// daemon says that it did.
+func reload(s *session, ctx context.Context, args []string, _ io.Writer) error {
+	data, err := os.ReadFile(args[0])
+	if err != nil {
+		return err
+	}
+	s.node.Extra = string(data)
+	if _, err := s.node.WriteConfig(); err != nil {
+		return err
+	}
+	const good, bad = "configuration is read again", "configuration stays as it was"
+	log, err := os.ReadFile(s.node.Path("daemon.log"))
+	if err != nil {
+		return err
+	}
+	before := len(log)
+	if err := unix.Kill(s.node.Pid(), unix.SIGHUP); err != nil {
+		return err
+	}
+	return poll(ctx, func() (bool, error) {
+		log, err := os.ReadFile(s.node.Path("daemon.log"))
+		if err != nil {
+			return false, err
+		}
+		if _, why, ok := bytes.Cut(log[before:], []byte(bad)); ok && bytes.Contains(why, []byte("\n")) {
+			return false, fmt.Errorf("%s", why)
+		}
+		return bytes.Contains(log[before:], []byte(good)), nil
+	})
 }
 
 // killshim NAME PROGRAM kills those processes of a program, by a word of its
