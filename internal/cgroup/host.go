@@ -66,6 +66,8 @@ type Tree struct {
 type Host struct {
 	Mode  Mode
 	Trees []Tree
+	// NoKillFile does without cgroup.kill, as kernels before 5.14 do.
+	NoKillFile bool
 	// PageSizes gives the huge page sizes as the hugetlb files spell them: 2MB, 1GB.
 	PageSizes func() []string
 }

@@ -38,7 +38,7 @@ func (g *Group) Kill() error {
 	if err != nil || t == nil {
 		return err
 	}
-	if t.Unified {
+	if t.Unified && !g.host.NoKillFile {
 		err := writeFile(g.dir(t), "cgroup.kill", "1")
 		if err == nil || !errors.Is(err, fs.ErrNotExist) {
 			return wrapKill(g.path, err)
