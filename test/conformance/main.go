@@ -40,6 +40,7 @@ func main() {
 	flag.StringVar(&o.focus, "focus", "", "run only the specs that match this regular expression")
 	flag.DurationVar(&o.limit, "limit", 11*time.Minute, "how long critest may take")
 	flag.StringVar(&o.suite, "critest", "", "run this critest, e.g. a newer one, instead of building one")
+	crictl := flag.Bool("crictl", false, "only build crictl, if it is not there, and print its path")
 	flag.Usage = func() {
 		fmt.Fprintln(flag.CommandLine.Output(), "usage: conformance [flags] [flags of critest, as -websocket-exec, after --]")
 		flag.PrintDefaults()
@@ -48,6 +49,13 @@ func main() {
 	o.extra = flag.Args()
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
 	defer stop()
+	if *crictl {
+		if err := printCrictl(ctx, o.cache); err != nil {
+			fmt.Fprintln(os.Stderr, "conformance:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	specs, known, err := run(ctx, o)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "conformance:", err)
@@ -56,6 +64,21 @@ func main() {
 	if specs != nil && !judge(os.Stdout, specs, known) || err != nil {
 		os.Exit(1)
 	}
+}
+
+func printCrictl(ctx context.Context, cache string) error {
+	dir, err := toolsDir(cache)
+	if err != nil {
+		return err
+	}
+	path, err := buildCrictl(ctx, dir)
+	if err != nil {
+		return err
+	}
+	if path, err = filepath.Abs(path); err == nil {
+		fmt.Println(path)
+	}
+	return err
 }
 
 // run gives what the specs said and what was known of them.

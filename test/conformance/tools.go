@@ -25,8 +25,8 @@ type tools struct {
 // prepare installs and builds what is missing.
 func prepare(ctx context.Context, cache string) (tools, error) {
 	var t tools
-	dir := filepath.Join(cache, strings.ReplaceAll(filepath.Base(criTools), "@", "-"))
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	dir, err := toolsDir(cache)
+	if err != nil {
 		return t, err
 	}
 	t.critest = filepath.Join(dir, "critest")
@@ -37,7 +37,6 @@ func prepare(ctx context.Context, cache string) (tools, error) {
 	if err := command(ctx, "", "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", guest, "./guest"); err != nil {
 		return t, err
 	}
-	var err error
 	if t.guest, err = os.ReadFile(guest); err != nil {
 		return t, err
 	}
@@ -53,6 +52,12 @@ func prepare(ctx context.Context, cache string) (tools, error) {
 		return t, err
 	}
 	return t, installHelpers(ctx)
+}
+
+// toolsDir makes the directory of this release's programs.
+func toolsDir(cache string) (string, error) {
+	dir := filepath.Join(cache, strings.ReplaceAll(filepath.Base(criTools), "@", "-"))
+	return dir, os.MkdirAll(dir, 0o755)
 }
 
 // installHelpers has what specs run on the node: those of HostIPC make a
@@ -74,30 +79,49 @@ func installHelpers(ctx context.Context) error {
 // buildCriTools builds critest and crictl as their own Makefile does, with the
 // versions of their own go.mod, not ours.
 func buildCriTools(ctx context.Context, dir string) error {
-	critest, crictl, ginkgo := filepath.Join(dir, "critest"), filepath.Join(dir, "crictl"), filepath.Join(dir, "ginkgo")
-	if exists(critest) && exists(crictl) && exists(ginkgo) {
-		return nil
+	critest, ginkgo := filepath.Join(dir, "critest"), filepath.Join(dir, "ginkgo")
+	if _, err := buildCrictl(ctx, dir); err != nil || exists(critest) && exists(ginkgo) {
+		return err
 	}
-	fmt.Println("building critest and crictl of", criTools)
+	module, version, err := downloadCriTools(ctx)
+	if err != nil {
+		return err
+	}
+	// critest runs its specs in parallel by this program.
+	if err := command(ctx, module, "go", "build", "-trimpath", "-o", ginkgo, "github.com/onsi/ginkgo/v2/ginkgo"); err != nil {
+		return err
+	}
+	return command(ctx, module, "go", "test", "-c", "-trimpath", "-ldflags", version, "-o", critest, "./cmd/critest")
+}
+
+// buildCrictl builds crictl alone and gives its path.
+func buildCrictl(ctx context.Context, dir string) (string, error) {
+	crictl := filepath.Join(dir, "crictl")
+	if exists(crictl) {
+		return crictl, nil
+	}
+	module, version, err := downloadCriTools(ctx)
+	if err != nil {
+		return "", err
+	}
+	return crictl, command(ctx, module, "go", "build", "-trimpath", "-ldflags", version, "-o", crictl, "./cmd/crictl")
+}
+
+// downloadCriTools gives the directory of the module and the linker's flags
+// that tell its programs their version.
+func downloadCriTools(ctx context.Context) (dir, version string, err error) {
+	fmt.Fprintln(os.Stderr, "building programs of", criTools)
 	cmd := exec.CommandContext(ctx, "go", "mod", "download", "-json", criTools)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()
 	if err != nil {
-		return fmt.Errorf("download %s: %w", criTools, err)
+		return "", "", fmt.Errorf("download %s: %w", criTools, err)
 	}
 	var module struct{ Dir, Version string }
 	if err := json.Unmarshal(out, &module); err != nil {
-		return fmt.Errorf("download %s: %w", criTools, err)
+		return "", "", fmt.Errorf("download %s: %w", criTools, err)
 	}
-	version := "-s -w -X sigs.k8s.io/cri-tools/pkg/version.Version=" + strings.TrimPrefix(module.Version, "v")
-	if err := command(ctx, module.Dir, "go", "build", "-trimpath", "-ldflags", version, "-o", crictl, "./cmd/crictl"); err != nil {
-		return err
-	}
-	// critest runs its specs in parallel by this program.
-	if err := command(ctx, module.Dir, "go", "build", "-trimpath", "-o", ginkgo, "github.com/onsi/ginkgo/v2/ginkgo"); err != nil {
-		return err
-	}
-	return command(ctx, module.Dir, "go", "test", "-c", "-trimpath", "-ldflags", version, "-o", critest, "./cmd/critest")
+	return module.Dir, "-s -w -X sigs.k8s.io/cri-tools/pkg/version.Version=" + strings.TrimPrefix(module.Version, "v"), nil
 }
 
 // installed finds a program, after installing its package if need be.

@@ -41,6 +41,7 @@ type session struct {
 
 	hanging  []net.Conn     // connections that nobody reads
 	leave    func()         // cancels a call; see the verb
+	begun    []*running     // of crictl
 	marked   map[string]int // descriptors; see the verb
 	plugins  map[string]*exec.Cmd
 	registry *registrytest.Registry
@@ -114,6 +115,9 @@ func (s *session) end(ctx context.Context) error {
 	defer cancel()
 	for _, c := range s.hanging {
 		c.Close()
+	}
+	if err := crictlEnd(s, ctx, nil, io.Discard); err != nil {
+		return err
 	}
 	for _, cmd := range s.plugins {
 		_ = cmd.Process.Kill() // it may have ended

@@ -92,7 +92,8 @@ func TestScripts(t *testing.T) {
 
 // condition tells scripts what the host is: cgroup2 where no hierarchy of
 // version 1 is mounted, systemd where it is the first process, criu where it is
-// installed and can work, apparmor where the kernel has it.
+// installed and can work, apparmor where the kernel has it, crictl where it is
+// or can be built.
 func condition(name string) (bool, error) {
 	switch name {
 	case "cgroup2":
@@ -102,6 +103,9 @@ func condition(name string) (bool, error) {
 	case "apparmor":
 		data, err := os.ReadFile("/sys/module/apparmor/parameters/enabled")
 		return err == nil && strings.HasPrefix(string(data), "Y"), nil
+	case "crictl":
+		_, err := exec.LookPath("go")
+		return err == nil || os.Getenv("LONGSHORE_CRICTL") != "", nil
 	case "systemd":
 		_, err := os.Stat("/run/systemd/system")
 		return err == nil, nil
