@@ -7,18 +7,21 @@ if [ "$(id -u)" -ne 0 ]; then
 	exec sudo --preserve-env=PATH "$0" "$@"
 fi
 packages=()
-for need in gcc crun runc strace; do
+for need in gcc crun runc strace pkg-config; do
 	command -v "$need" >/dev/null || packages+=("$need")
 done
 [ -e /usr/include/stdlib.h ] || packages+=(libc6-dev)
+[ -e /usr/include/seccomp.h ] || packages+=(libseccomp-dev)
 if [ "${#packages[@]}" -gt 0 ]; then
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}"
 fi
-export CGO_ENABLED=0
 mkdir -p bin
+runc=v1.5.2 # Debian's is old
+[ -x "bin/runc-$runc" ] || { GOBIN=$PWD/bin CGO_ENABLED=1 go install -tags seccomp "github.com/opencontainers/runc@$runc" && mv bin/runc "bin/runc-$runc"; }
+export CGO_ENABLED=0
 hack/build.sh
 go test -c -o bin/launch.test ./shim/launch
 gcc -O2 -static -nostdlib -ffreestanding -fno-stack-protector -o bin/clock test/bench-launch/testdata/clock.c
 (cd test && go build -o ../bin/bench-launch ./bench-launch)
-exec bin/bench-launch -shim bin/longshore-shim -helper bin/launch.test -clock bin/clock "$@"
+exec bin/bench-launch -shim bin/longshore-shim -helper bin/launch.test -clock bin/clock -peer "runc-$runc=bin/runc-$runc" "$@"

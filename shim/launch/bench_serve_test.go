@@ -19,6 +19,10 @@ import (
 // container's program, and the CPU time so far.
 const serveEnv = "LAUNCH_BENCH_BUNDLE"
 
+// serveAsEnv changes the bundle: "pod" has the namespaces of a pod ready, which
+// the containers join, "unfiltered" leaves seccomp out.
+const serveAsEnv = "LAUNCH_BENCH_AS"
+
 // bench serves the benchmark.
 type bench struct {
 	cfg  Config
@@ -35,12 +39,35 @@ func serveBench(bundle string) error {
 	if err := json.Unmarshal(data, &spec); err != nil {
 		return err
 	}
-	template := filepath.Join(bundle, "template")
+	dir, err := os.MkdirTemp(bundle, "helper")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	template := filepath.Join(dir, "template")
 	if err := PinTemplate(template); err != nil {
 		return err
 	}
 	defer RemoveTemplate(template)
-	b := bench{cfg: Config{Bundle: bundle, Spec: &spec, Template: template, SeccompCache: filepath.Join(bundle, "seccomp")}}
+	switch as := os.Getenv(serveAsEnv); as {
+	case "":
+	case "unfiltered":
+		spec.Linux.Seccomp = nil
+	case "pod":
+		if _, err := CreateSandbox(SandboxConfig{Dir: dir, NewNet: true, NewIPC: true, NewUTS: true, Hostname: "bench"}); err != nil {
+			return err
+		}
+		defer RemoveSandbox(dir)
+		spec.Hostname = ""
+		for i, ns := range spec.Linux.Namespaces {
+			if file, ok := map[specs.LinuxNamespaceType]string{specs.NetworkNamespace: "net", specs.IPCNamespace: "ipc", specs.UTSNamespace: "uts"}[ns.Type]; ok {
+				spec.Linux.Namespaces[i].Path = filepath.Join(dir, file)
+			}
+		}
+	default:
+		return fmt.Errorf("%s=%s: %w", serveAsEnv, as, unix.EINVAL)
+	}
+	b := bench{cfg: Config{Bundle: bundle, Spec: &spec, Template: template, SeccompCache: filepath.Join(dir, "seccomp")}}
 	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
 		took, err := b.do(lines.Text())
 		if err != nil {

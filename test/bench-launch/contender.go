@@ -47,17 +47,26 @@ func (c *contender) measure(count bool) error {
 	return nil
 }
 
+// peer is an OCI runtime's name and program.
+type peer struct{ name, binary string }
+
 // contenders are those that are there.
-func contenders(b *bundle, shim, helper string) ([]*contender, error) {
-	inside, err := newInside(b, helper)
-	if err != nil {
-		return nil, err
-	}
+func contenders(b *bundle, shim, helper string, more []peer) ([]*contender, error) {
+	const own = unix.CLONE_NEWNS | unix.CLONE_NEWPID
 	all := []*contender{
-		{name: "floor: clone, execve", calls: "-", runtime: &floor{clock: b.clock}},
-		{name: "ours, in a process that is there", calls: "-", runtime: inside},
+		{name: "floor: clone, execve", calls: "-", runtime: &floor{clock: b.clock, flags: own | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS}},
+		{name: "floor, a pod's namespaces ready", calls: "-", runtime: &floor{clock: b.clock, flags: own}},
 	}
-	for _, c := range []struct{ name, binary string }{{"longshore-shim", shim}, {"crun", "crun"}, {"runc", "runc"}} {
+	for _, c := range []struct{ name, as string }{
+		{"ours, in a process that is there", ""}, {"ours, without seccomp", "unfiltered"}, {"ours, a pod's namespaces ready", "pod"},
+	} {
+		inside, err := newInside(b, helper, c.as)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, &contender{name: c.name, calls: "-", runtime: inside})
+	}
+	for _, c := range append([]peer{{"longshore-shim", shim}, {"crun", "crun"}, {"runc", "runc"}}, more...) {
 		path, err := exec.LookPath(c.binary)
 		if err != nil {
 			fmt.Fprintln(os.Stderr, "bench-launch: left out:", err)
@@ -116,13 +125,14 @@ func childrenCPU() time.Duration {
 }
 
 // floor is what the kernel needs.
-type floor struct{ clock string }
+type floor struct {
+	clock string
+	flags uintptr
+}
 
 func (f *floor) start() (time.Duration, error) {
 	cmd := exec.Command(f.clock)
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
-	}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: f.flags}
 	return stamped(cmd)
 }
 
@@ -182,9 +192,9 @@ type inside struct {
 	used time.Duration
 }
 
-func newInside(b *bundle, helper string) (*inside, error) {
+func newInside(b *bundle, helper, as string) (*inside, error) {
 	i := &inside{cmd: exec.Command(helper)}
-	i.cmd.Env = append(os.Environ(), "LAUNCH_BENCH_BUNDLE="+b.dir)
+	i.cmd.Env = append(os.Environ(), "LAUNCH_BENCH_BUNDLE="+b.dir, "LAUNCH_BENCH_AS="+as)
 	i.cmd.Stderr = os.Stderr
 	var err error
 	if i.in, err = i.cmd.StdinPipe(); err != nil {

@@ -33,12 +33,21 @@ func main() {
 	shim := flag.String("shim", "../bin/longshore-shim", "our shim")
 	helper := flag.String("helper", "../bin/launch.test", "the test binary of shim/launch")
 	clock := flag.String("clock", "../bin/clock", "the program in testdata, compiled")
+	var more []peer
+	flag.Func("peer", "another runtime, NAME=PROGRAM", func(text string) error {
+		name, binary, ok := strings.Cut(text, "=")
+		if !ok {
+			return fmt.Errorf("%q is not NAME=PROGRAM", text)
+		}
+		more = append(more, peer{name, binary})
+		return nil
+	})
 	unistd := flag.String("unistd", "/usr/include/asm-generic/unistd.h,/usr/include/x86_64-linux-gnu/asm/unistd_64.h", "headers with the names of system calls")
 	flag.Parse()
 	if os.Getenv(innerEnv) == "" {
 		os.Exit(inner())
 	}
-	if err := run(*rounds, *shim, *helper, *clock, strings.Split(*unistd, ",")); err != nil {
+	if err := run(*rounds, *shim, *helper, *clock, strings.Split(*unistd, ","), more); err != nil {
 		fmt.Fprintln(os.Stderr, "bench-launch:", err)
 		os.Exit(1)
 	}
@@ -57,7 +66,7 @@ func inner() int {
 	return 0
 }
 
-func run(rounds int, shim, helper, clock string, unistd []string) error {
+func run(rounds int, shim, helper, clock string, unistd []string, more []peer) error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
@@ -75,7 +84,7 @@ func run(rounds int, shim, helper, clock string, unistd []string) error {
 	if err := b.write(unistd); err != nil {
 		return err
 	}
-	all, err := contenders(&b, shim, helper)
+	all, err := contenders(&b, shim, helper, more)
 	if err != nil {
 		return err
 	}
