@@ -60,6 +60,8 @@ type CDIConfig struct {
 // CheckpointConfig is about checkpoint and restore.
 type CheckpointConfig struct {
 	Criu string `toml:"criu" comment:"The program criu, 3.16 or later: its path, or its name to look for it."`
+
+	RestoreImages bool `toml:"restore_images" comment:"Let an image, or an archive named instead of one, be a checkpoint. Whoever writes a checkpoint decides what its processes may do."`
 }
 
 // NRIConfig is about plugins.
@@ -296,7 +298,7 @@ func (c *Config) cgroups() (bySystemd bool, parent string) {
 func (c *Config) engine() engine.Config {
 	bySystemd, parent := c.cgroups()
 	return engine.Config{RunDir: c.RunDir, StateDir: c.StateDir, SystemdCgroups: bySystemd, CgroupParent: parent, ShmSize: c.Pods.ShmSize,
-		CDIDirs: c.CDI.SpecDirs, NRI: c.NRI.host(), Version: version(), Criu: c.Checkpoint.Criu,
+		CDIDirs: c.CDI.SpecDirs, NRI: c.NRI.host(), Version: version(), Criu: c.Checkpoint.Criu, RestoreImages: c.Checkpoint.RestoreImages,
 		SeccompDefault: c.Pods.Seccomp, AppArmorDefault: c.Pods.AppArmor, SeccompProfileDir: c.Pods.SeccompProfileRoot, Handlers: c.handlers(), ShimDirs: c.ShimDirs,
 		CNI: engine.CNIConfig{ConfDir: c.Network.ConfDir, BinDirs: c.Network.BinDirs, CacheDir: c.Network.CacheDir, DataDir: c.Network.DataDir}}
 }

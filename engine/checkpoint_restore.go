@@ -36,19 +36,20 @@ const maxDeleted = 1 << 20
 // needed afterwards.
 func (e *Engine) prepareRestore(ctx context.Context, p *pod, c *container, spec *specs.Spec, rootfs *api.Mount) error {
 	rec := c.snapshot()
-	if rec.Config.Restore == "" {
+	if rec.Restore == "" {
 		return nil
 	}
 	pod := p.snapshot()
 	if err := e.mayRestore(ctx, &pod.Config, &rec.Config, spec); err != nil {
 		return err
 	}
-	from, err := os.OpenRoot(rec.Config.Restore)
+	from, err := os.OpenRoot(rec.Restore)
 	if err != nil {
 		return fmt.Errorf("%w: checkpoint: %w", ErrInvalid, err)
 	}
 	defer from.Close()
 	layer := e.cfg.layerDir(c.id)
+	defer os.RemoveAll(filepath.Join(layer, unpackedDir)) // a sweep takes what stays
 	images := filepath.Join(layer, imagesDir)
 	if err := copyImages(ctx, from, images); err != nil {
 		return fmt.Errorf("copy checkpoint: %w", err)
@@ -117,7 +118,7 @@ func (e *Engine) joinRestore(c *container) {
 
 // explainRestore adds what criu has logged to the error of a start.
 func (e *Engine) explainRestore(rec Container, err error) error {
-	if rec.Config.Restore == "" {
+	if rec.Restore == "" {
 		return err
 	}
 	if why := criu.Quote(filepath.Join(e.cfg.containerDir(rec.ID), criu.RestoreLog)); why != "" {

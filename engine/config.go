@@ -30,7 +30,9 @@ type Config struct {
 	NRI     nri.Config // plugins
 	Version string     // the daemon's, as plugins are told
 
-	Criu string // the program that saves and restores processes: its path, or a name to look for
+	// RestoreImages lets checkpoints take the place of images, from anyone.
+	RestoreImages bool
+	Criu          string // the program that saves and restores processes: its path, or a name to look for
 }
 
 // CNIConfig says where the network's configuration and state lie.

@@ -165,6 +165,9 @@ func (e *Engine) create(ctx context.Context, p *pod, c *container) error {
 	if err != nil {
 		return err
 	}
+	if err := e.resolveCheckpoint(ctx, c); err != nil {
+		return err
+	}
 	spec, rootfs, err := e.prepare(p.snapshot(), c, &h)
 	if err != nil {
 		return err
@@ -216,7 +219,7 @@ func (e *Engine) create(ctx context.Context, p *pod, c *container) error {
 func (e *Engine) createRequest(rec Container, rootfs *api.Mount) *api.CreateTaskRequest {
 	req := &api.CreateTaskRequest{ID: rec.ID, Bundle: e.cfg.containerDir(rec.ID), Rootfs: []*api.Mount{rootfs}, Terminal: rec.Config.TTY,
 		Stdout: "-", Stderr: "-"}
-	if rec.Config.Restore != "" {
+	if rec.Restore != "" {
 		req.Checkpoint = api.RestoreFile
 	}
 	if rec.LogPath != "" {

@@ -16,8 +16,12 @@ import (
 
 // prepare gathers what a container's specification depends on, and builds it.
 func (e *Engine) prepare(p Pod, c *container, h *Handler) (*specs.Spec, *api.Mount, error) {
-	cfg := c.snapshot().Config
-	img, err := e.images.Get(cfg.Image)
+	rec := c.snapshot()
+	cfg, image := rec.Config, rec.Config.Image
+	if rec.Base != "" {
+		image = rec.Base
+	}
+	img, err := e.images.Get(image)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -29,6 +33,12 @@ func (e *Engine) prepare(p Pod, c *container, h *Handler) (*specs.Spec, *api.Mou
 		return nil, nil, err
 	}
 	imageConfig := configOf(&img)
+	if rec.Base != "" && len(cfg.Command)+len(cfg.Args) == 0 {
+		if imageConfig.Entrypoint, err = savedCommand(rec.Restore); err != nil {
+			return nil, nil, err
+		}
+		imageConfig.Cmd = nil
+	}
 	who, err := resolveUser(&cfg.Security, imageConfig.User, lower)
 	if err != nil {
 		return nil, nil, err

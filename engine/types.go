@@ -240,5 +240,7 @@ type Container struct {
 	Shim       string            `json:"shim,omitempty"` // its socket
 	Layers     []string          `json:"layers,omitempty"`
 	MountNotes map[string]string `json:"mountNotes,omitempty"` // container path -> digest, of image mounts
+	Restore    string            `json:"restore,omitempty"`    // directory of the checkpoint whose process it gets
+	Base       string            `json:"base,omitempty"`       // the image to use where Config.Image is a checkpoint
 	Capture    *Capture          `json:"capture,omitempty"`    // it stands still for a checkpoint
 }

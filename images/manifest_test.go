@@ -85,3 +85,16 @@ func FuzzManifest(f *testing.F) {
 		}
 	})
 }
+
+func TestCheckpointIsNamedByItsAnnotations(t *testing.T) {
+	for manifest, want := range map[string]string{
+		`{"annotations": {"org.criu.checkpoint.container.name": "a"}}`:                      "a",
+		`{"annotations": {"io.kubernetes.cri-o.annotations.checkpoint.name": "b"}}`:         "b",
+		`{"annotations": {"org.opencontainers.image.title": "a checkpoint"}, "layers": []}`: "",
+		`{}`: "",
+	} {
+		if got, err := checkpointName([]byte(manifest)); got != want || err != nil {
+			t.Errorf("%s: %q, %v", manifest, got, err)
+		}
+	}
+}

@@ -1,7 +1,9 @@
 package images
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -109,6 +111,29 @@ func readVerified(path string, want digest.Digest) ([]byte, error) {
 	return data, nil
 }
 
+// checkpointNotes are the annotations of a manifest by which an image is a
+// checkpoint of a container: CRI-O's, and CRIU's for all runtimes.
+var checkpointNotes = []string{"org.criu.checkpoint.container.name", "io.kubernetes.cri-o.annotations.checkpoint.name"}
+
+// checkpointName gives the name of the container whose checkpoint an image is.
+func checkpointName(manifest []byte) (string, error) {
+	if !bytes.Contains(manifest, []byte("checkpoint")) {
+		return "", nil
+	}
+	var parsed struct {
+		Annotations map[string]string `json:"annotations"`
+	}
+	if err := json.Unmarshal(manifest, &parsed); err != nil {
+		return "", fmt.Errorf("%w: manifest: %w", ErrCorrupt, err)
+	}
+	for _, key := range checkpointNotes {
+		if name := parsed.Annotations[key]; name != "" {
+			return name, nil
+		}
+	}
+	return "", nil
+}
+
 // describe makes the image that a record and its documents describe.
 func (s *Store) describe(rec record, manifest, config []byte, layers map[string]layer) (*Image, error) {
 	parsed, err := parseConfig(config)
@@ -120,6 +145,9 @@ func (s *Store) describe(rec record, manifest, config []byte, layers map[string]
 		ID: rec.ID.String(), Tags: rec.Tags, Digests: rec.Digests, Layers: rec.Layers, Config: parsed, Pulled: rec.Pulled,
 		ManifestDigest: rec.ManifestDigest.String(), ManifestMediaType: rec.ManifestMediaType,
 		content: 2*diskBlock + blocksOf(len(manifest)) + blocksOf(len(config)),
+	}
+	if img.Checkpoint, err = checkpointName(manifest); err != nil {
+		return nil, err
 	}
 	if parsed.Created != nil {
 		img.Created = *parsed.Created

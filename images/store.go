@@ -102,6 +102,7 @@ type Image struct {
 	ManifestDigest    string
 	ManifestMediaType string
 	Config            v1.Image // without its history
+	Checkpoint        string   // name of the container whose checkpoint the image is; "" for none
 	Created           time.Time
 	Pulled            time.Time
 	Pinned            bool

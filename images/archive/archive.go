@@ -46,6 +46,8 @@ type Image struct {
 	// added with mode 0755.
 	Layers [][]File
 	Config v1.ImageConfig
+	// Annotations are those of the manifest.
+	Annotations map[string]string
 	// Architecture is a GOARCH; default the one this program was built for.
 	Architecture string
 }
@@ -106,7 +108,7 @@ func Build(img Image) (*Layout, error) {
 	}
 	created := time.Unix(0, 0).UTC()
 	config := v1.Image{Created: &created, Platform: v1.Platform{OS: "linux", Architecture: arch}, Config: img.Config, RootFS: v1.RootFS{Type: "layers"}}
-	manifest := v1.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageManifest}
+	manifest := v1.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageManifest, Annotations: img.Annotations}
 	layout := &Layout{Name: img.Name}
 	put := func(mediaType string, data []byte) v1.Descriptor {
 		layout.Blobs = append(layout.Blobs, data)

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"archive/tar"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,12 +13,18 @@ import (
 	"strings"
 	"time"
 
+	"github.com/longshore/longshore/images/archive"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// criu FILE makes the daemons to come use FILE as criu.
+// criu FILE makes the daemons to come use FILE as criu; criu images lets images
+// be checkpoints.
 func criuVerb(s *session, _ context.Context, args []string, _ io.Writer) error {
+	if args[0] == "images" {
+		s.node.RestoreImages = true
+		return nil
+	}
 	data, err := os.ReadFile(args[0])
 	if err != nil {
 		return err
@@ -153,6 +160,37 @@ func (s *session) whenThere(ctx context.Context, until string, call func(context
 		_, err := os.Stat(s.node.Path(until))
 		return err == nil, nil
 	})
+}
+
+// pack NAME ARCHIVE IMAGE makes of a checkpoint an image, as an archive.
+func pack(_ *session, _ context.Context, args []string, _ io.Writer) error {
+	f, err := os.Open(args[1])
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	var files []archive.File
+	for r := tar.NewReader(f); ; {
+		hdr, err := r.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return err
+		}
+		data, err := io.ReadAll(r)
+		if err != nil {
+			return err
+		}
+		files = append(files, archive.File{Name: hdr.Name, Mode: hdr.Mode, Data: data})
+	}
+	out, err := os.Create(args[2])
+	if err != nil {
+		return err
+	}
+	_, err = archive.Write(out, archive.Image{Name: args[0], Layers: [][]archive.File{files},
+		Annotations: map[string]string{"io.kubernetes.cri-o.annotations.checkpoint.name": "c"}})
+	return errors.Join(err, out.Close())
 }
 
 // frozen NAME tells the state of a container's freezer, "frozen" or "thawed".

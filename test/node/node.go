@@ -32,6 +32,8 @@ type Node struct {
 	Quiet   bool   // log little, as in production
 	Criu    string // the program criu; empty: the daemon looks for it
 
+	RestoreImages bool // images may be checkpoints
+
 	conn   *grpc.ClientConn
 	daemon *exec.Cmd
 }
@@ -101,8 +103,9 @@ plugin_dir = %q
 plugin_config_dir = %q
 %s`, n.Socket(), n.Run, n.Path("lib"), level, n.Extra, "/"+n.Cgroup, n.Path("net.d"), n.Path("lib", "cni"), n.Path("lib", "cni", "networks"),
 		n.Path("cdi"), n.Path("run", "cdi"), n.PluginSocket(), n.Path("nri"), n.Path("nri"), n.Plugins)
+	config += fmt.Sprintf("[checkpoint]\nrestore_images = %v\n", n.RestoreImages)
 	if n.Criu != "" {
-		config += fmt.Sprintf("[checkpoint]\ncriu = %q\n", n.Criu)
+		config += fmt.Sprintf("criu = %q\n", n.Criu)
 	}
 	path := n.Path("config.toml")
 	return path, os.WriteFile(path, []byte(config), 0o644)
