@@ -88,6 +88,7 @@ type Container struct {
 	closed  bool
 	removed bool // the cgroup is
 
+	cache    string  // of compiled filters
 	hookErrs []error // of hooks whose failure stops nothing
 }
 

@@ -119,7 +119,7 @@ func (c *cli) make(id string, o createOptions, gate bool) (*container, *launch.C
 		return nil, nil, err
 	}
 	cfg := launch.Config{
-		ID: id, Bundle: bundle, Spec: spec, Ordered: true, Stdio: launch.Stdio{Stdin: c.in, Stdout: c.out, Stderr: c.err, Files: files},
+		ID: id, Bundle: bundle, Spec: spec, Ordered: true, SeccompCache: filepath.Join(c.root, filters), Stdio: launch.Stdio{Stdin: c.in, Stdout: c.out, Stderr: c.err, Files: files},
 	}
 	if gate {
 		cfg.Gate = ct.dir

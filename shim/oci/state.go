@@ -109,7 +109,7 @@ func (c *cli) reports() ([]report, error) {
 	}
 	reports := []report{}
 	for _, dir := range dirs {
-		if !dir.IsDir() {
+		if !dir.IsDir() || dir.Name() == filters {
 			continue
 		}
 		ct, err := c.open(dir.Name())

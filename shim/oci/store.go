@@ -58,6 +58,11 @@ type container struct {
 	lock *os.File // nil if it is not held
 }
 
+// filters is a directory beside those of the containers, for compiled seccomp
+// profiles: to compile the usual one takes longer than to start a process. No
+// container has that name.
+const filters = "seccomp:filters"
+
 func (ct *container) path(name string) string { return filepath.Join(ct.dir, name) }
 
 // checkID refuses names that are no file names or that runc refuses.
@@ -200,7 +205,7 @@ func (ct *container) launched() (*launch.Container, error) {
 	if err != nil {
 		return nil, err
 	}
-	cfg := launch.Config{ID: ct.ID, Bundle: ct.Bundle, Spec: spec, Gate: ct.dir}
+	cfg := launch.Config{ID: ct.ID, Bundle: ct.Bundle, Spec: spec, Gate: ct.dir, SeccompCache: filepath.Join(filepath.Dir(ct.dir), filters)}
 	return launch.Load(cfg, ct.Pid, ct.Started)
 }
 
