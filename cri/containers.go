@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/longshore/longshore/engine"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -152,9 +154,16 @@ func (s *Server) ReopenContainerLog(ctx context.Context, req *runtimeapi.ReopenC
 func (s *Server) GetContainerEvents(_ *runtimeapi.GetEventsRequest, stream runtimeapi.RuntimeService_GetContainerEventsServer) error {
 	events, stop := s.engine.Events()
 	defer stop()
+	// Now, not with the first event: a client knows by it that it misses none.
+	if err := stream.SendHeader(nil); err != nil {
+		return err
+	}
 	for {
 		select {
-		case ev := <-events:
+		case ev, ok := <-events:
+			if !ok {
+				return status.Error(codes.ResourceExhausted, "events were not taken in time, and some are lost: list, and ask again")
+			}
 			if err := stream.Send(s.containerEvent(ev)); err != nil {
 				return err
 			}
@@ -173,12 +182,10 @@ var eventTypes = map[engine.EventKind]runtimeapi.ContainerEventType{
 
 func (s *Server) containerEvent(ev engine.Event) *runtimeapi.ContainerEventResponse {
 	resp := &runtimeapi.ContainerEventResponse{ContainerId: ev.ContainerID, ContainerEventType: eventTypes[ev.Kind], CreatedAt: ev.At.UnixNano()}
-	pod, err := s.engine.Pod(ev.PodID)
-	if err != nil {
-		return resp // it has gone meanwhile
+	if ev.Pod != nil {
+		resp.PodSandboxStatus = podStatus(ev.Pod)
 	}
-	resp.PodSandboxStatus = podStatus(&pod)
-	for _, c := range s.engine.ContainersOf(pod.ID) {
+	for _, c := range ev.Containers {
 		resp.ContainersStatuses = append(resp.ContainersStatuses, s.containerStatus(&c))
 	}
 	return resp

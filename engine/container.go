@@ -148,7 +148,7 @@ func (e *Engine) makeContainer(ctx context.Context, p *pod, c *container) {
 		return
 	}
 	e.told(ctx, nriapi.Event_POST_CREATE_CONTAINER, c)
-	e.events.publish(Event{PodID: c.podID, ContainerID: c.id, Kind: EventCreated, At: time.Now()})
+	e.publish(Event{PodID: c.podID, ContainerID: c.id, Kind: EventCreated, At: time.Now()})
 	e.work.Go(func() { e.watch(c) })
 }
 
@@ -297,7 +297,7 @@ func (e *Engine) startContainer(ctx context.Context, c *container) error {
 		return err
 	}
 	e.told(ctx, nriapi.Event_POST_START_CONTAINER, c)
-	e.events.publish(Event{PodID: c.podID, ContainerID: c.id, Kind: EventStarted, At: time.Now()})
+	e.publish(Event{PodID: c.podID, ContainerID: c.id, Kind: EventStarted, At: time.Now()})
 	return nil
 }
 

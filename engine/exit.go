@@ -54,7 +54,7 @@ func (e *Engine) finish(c *container, waitErr error) {
 	close(c.exited)
 	rec := c.snapshot()
 	e.log.Info("container has exited", "container", c.id, "pod", c.podID, "code", rec.ExitCode, "reason", rec.Reason)
-	e.events.publish(Event{PodID: c.podID, ContainerID: c.id, Kind: EventStopped, At: rec.FinishedAt})
+	e.publish(Event{PodID: c.podID, ContainerID: c.id, Kind: EventStopped, At: rec.FinishedAt})
 }
 
 // exitOf reads the exit record; a container whose shim died without one is

@@ -124,8 +124,8 @@ func (e *Engine) makePod(ctx context.Context, p *pod) {
 		return
 	}
 	e.log.Info("pod is ready", "pod", p.id, "name", p.rec.Config.Name, "namespace", p.rec.Config.Namespace)
-	e.events.publish(Event{PodID: p.id, ContainerID: p.id, Kind: EventCreated, At: time.Now()})
-	e.events.publish(Event{PodID: p.id, ContainerID: p.id, Kind: EventStarted, At: time.Now()})
+	e.publish(Event{PodID: p.id, ContainerID: p.id, Kind: EventCreated, At: time.Now()})
+	e.publish(Event{PodID: p.id, ContainerID: p.id, Kind: EventStarted, At: time.Now()})
 }
 
 // sandbox records the intent, lets a shim make the sandbox, and records the
@@ -315,7 +315,7 @@ func (e *Engine) stopPod(ctx context.Context, p *pod) error {
 	err := e.updatePod(p, func(r *Pod) { r.State, r.IPs, r.InitPid = PodStopped, nil, 0 })
 	if err == nil {
 		e.log.Info("pod is stopped", "pod", p.id)
-		e.events.publish(Event{PodID: p.id, ContainerID: p.id, Kind: EventStopped, At: time.Now()})
+		e.publish(Event{PodID: p.id, ContainerID: p.id, Kind: EventStopped, At: time.Now()})
 	}
 	return err
 }
@@ -376,9 +376,10 @@ func (e *Engine) removePod(ctx context.Context, p *pod) error {
 	if err := os.RemoveAll(e.cfg.podDir(p.id)); err != nil {
 		return err
 	}
+	last := p.snapshot()
 	e.forgetPod(p)
 	e.log.Info("pod is removed", "pod", p.id)
-	e.events.publish(Event{PodID: p.id, ContainerID: p.id, Kind: EventDeleted, At: time.Now()})
+	e.publish(Event{PodID: p.id, ContainerID: p.id, Kind: EventDeleted, At: time.Now(), Pod: &last})
 	return nil
 }
 

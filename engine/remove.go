@@ -45,7 +45,7 @@ func (e *Engine) removeContainer(ctx context.Context, c *container) error {
 	e.told(ctx, api.Event_REMOVE_CONTAINER, c)
 	e.discardContainer(c)
 	e.forgetContainer(c)
-	e.events.publish(Event{PodID: c.podID, ContainerID: c.id, Kind: EventDeleted, At: time.Now()})
+	e.publish(Event{PodID: c.podID, ContainerID: c.id, Kind: EventDeleted, At: time.Now()})
 	return nil
 }
 
