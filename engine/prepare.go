@@ -206,6 +206,11 @@ func (e *Engine) resolveOnHost(in *SpecInput, c *container) error {
 		if _, err := os.Stat(m.HostPath); err != nil {
 			return fmt.Errorf("%w: source of mount %s: %w", ErrInvalid, m.ContainerPath, err)
 		}
+		if m.Relabel && in.SELinux && !sec.Privileged {
+			if err := relabel(m.HostPath, fileLabel(label(in))); err != nil {
+				return fmt.Errorf("source of mount %s: %w", m.ContainerPath, err)
+			}
+		}
 	}
 	if err := resolveDevices(in); err != nil {
 		return err

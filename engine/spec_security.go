@@ -119,14 +119,18 @@ func addLabels(in *SpecInput, spec *specs.Spec) error {
 	default:
 		spec.Process.ApparmorProfile = in.AppArmorDefault
 	}
-	label := sec.SELinux
-	if label == nil {
-		label = in.Pod.SELinux
-	}
-	if in.SELinux && label != nil && *label != (SELinux{}) && !sec.Privileged {
-		spec.Process.SelinuxLabel = label.String()
+	if l := label(in); in.SELinux && l != nil && *l != (SELinux{}) && !sec.Privileged {
+		spec.Process.SelinuxLabel = l.String()
 	}
 	return nil
+}
+
+// label is what a client says of the container, or else of its pod.
+func label(in *SpecInput) *SELinux {
+	if l := in.Config.Security.SELinux; l != nil {
+		return l
+	}
+	return in.Pod.SELinux
 }
 
 // String gives the label in the kernel's form. Parts that the client leaves out,
