@@ -1,0 +1,60 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strconv"
+)
+
+func init() {
+	commands["ended"] = verb(ended)
+	commands["ooms"] = verb(ooms)
+}
+
+// ended NAME prints why a container has ended, with which code, whether its
+// times are in order, and the message.
+func ended(s *session, ctx context.Context, args []string, out io.Writer) error {
+	st, err := s.containerStatus(ctx, args[0])
+	if err != nil {
+		return err
+	}
+	order := "in order"
+	if st.CreatedAt == 0 || st.StartedAt < st.CreatedAt || st.FinishedAt < st.StartedAt {
+		order = fmt.Sprintf("created %d started %d finished %d", st.CreatedAt, st.StartedAt, st.FinishedAt)
+	}
+	fmt.Fprintln(out, st.Reason, st.ExitCode, order)
+	fmt.Fprintln(out, st.Message)
+	return nil
+}
+
+// ooms N POD FILE runs containers out of memory, one after the other, and
+// counts those that say so.
+func ooms(s *session, ctx context.Context, args []string, out io.Writer) error {
+	n, err := strconv.Atoi(args[0])
+	if err != nil {
+		return err
+	}
+	killed := 0
+	for i := range n {
+		name := fmt.Sprint("oom", i)
+		if err := runVerb(s, ctx, []string{name, args[1], args[2], "--", "eat", "200"}, out); err != nil {
+			return err
+		}
+		if err := waitFor(s, ctx, []string{"exited", name}, out); err != nil {
+			return err
+		}
+		st, err := s.containerStatus(ctx, name)
+		if err != nil {
+			return err
+		}
+		if st.Reason == "OOMKilled" && st.ExitCode == 137 {
+			killed++
+		}
+		if err := remove(s, ctx, []string{name}, out); err != nil {
+			return err
+		}
+	}
+	fmt.Fprintf(out, "%d of %d are OOMKilled, exit code 137\n", killed, n)
+	return nil
+}
