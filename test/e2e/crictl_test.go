@@ -135,7 +135,8 @@ type running struct {
 	ended  chan struct{}
 }
 
-// crictl-begin TEXT [-type LINE] ARG... starts it and waits for a text.
+// crictl-begin TEXT [-type LINE] ARG... starts it and waits for a text, or for
+// several, TEXT...TEXT.
 func crictlBegin(s *session, ctx context.Context, args []string, _ io.Writer) error {
 	r, err := s.begin(args)
 	if err != nil {
@@ -152,7 +153,7 @@ func crictlBegin(s *session, ctx context.Context, args []string, _ io.Writer) er
 }
 
 // crictl-events POD TEXT runs containers in a pod until a crictl that watches
-// has printed a text: nobody can say when it began to watch.
+// has printed it, as above: nobody can say when it began to watch.
 func crictlEvents(s *session, ctx context.Context, args []string, out io.Writer) error {
 	r, err := s.begin([]string{args[1], "events"})
 	if err != nil {
@@ -183,7 +184,7 @@ func (s *session) begin(args []string) (*running, error) {
 		return nil, err
 	}
 	r := &running{cmd: cmd, output: &bytes.Buffer{}, found: make(chan struct{}), ended: make(chan struct{})}
-	watch := &expecting{want: text, found: func() { close(r.found) }}
+	watch := &inOrder{texts: strings.Split(text, "..."), found: func() { close(r.found) }}
 	cmd.Stdout = io.MultiWriter(r.output, watch)
 	cmd.Stderr = cmd.Stdout
 	if r.input, err = cmd.StdinPipe(); err != nil {
@@ -196,6 +197,28 @@ func (s *session) begin(args []string) (*running, error) {
 	s.begun = append(s.begun, r)
 	_, err = io.WriteString(r.input, line)
 	return r, err
+}
+
+// inOrder calls found when texts have come, one after the other.
+type inOrder struct {
+	texts []string
+	found func()
+	seen  []byte
+}
+
+func (o *inOrder) Write(p []byte) (int, error) {
+	o.seen = append(o.seen, p...)
+	for len(o.texts) > 0 {
+		i := bytes.Index(o.seen, []byte(o.texts[0]))
+		if i < 0 {
+			break
+		}
+		o.seen, o.texts = o.seen[i+len(o.texts[0]):], o.texts[1:]
+		if len(o.texts) == 0 {
+			o.found()
+		}
+	}
+	return len(p), nil
 }
 
 // crictl-end ends those that were begun and prints what they have printed.

@@ -4,7 +4,10 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 func init() {
@@ -57,4 +60,32 @@ func ooms(s *session, ctx context.Context, args []string, out io.Writer) error {
 	}
 	fmt.Fprintf(out, "%d of %d are OOMKilled, exit code 137\n", killed, n)
 	return nil
+}
+
+// list [notes] prints pods and containers with their states, or with what a
+// client noted on them.
+func list(s *session, ctx context.Context, args []string, out io.Writer) error {
+	pods, err := s.node.Runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
+	if err != nil {
+		return err
+	}
+	for _, p := range pods.Items {
+		fmt.Fprintln(out, "pod", p.Metadata.Name, p.State, notes(args, p.Annotations, p.Labels))
+	}
+	containers, err := s.node.Runtime.ListContainers(ctx, &runtimeapi.ListContainersRequest{})
+	if err != nil {
+		return err
+	}
+	for _, c := range containers.Containers {
+		fmt.Fprintln(out, "container", c.Metadata.Name, c.State, notes(args, c.Annotations, c.Labels))
+	}
+	return nil
+}
+
+// notes gives annotations and labels if args ask for them.
+func notes(args []string, annotations, labels map[string]string) string {
+	if !slices.Contains(args, "notes") {
+		return ""
+	}
+	return fmt.Sprintf("annotations=%q labels=%q", annotations, labels)
 }
