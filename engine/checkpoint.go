@@ -181,9 +181,6 @@ func (e *Engine) mayCapture(c *container) error {
 	if err != nil {
 		return err
 	}
-	if e.isForeign(c) {
-		return fmt.Errorf("container %s: %w: another runtime's shim has made it, and only ours restores", c.id, ErrState)
-	}
 	pod := p.snapshot().Config
 	h, err := e.handler(pod.Handler)
 	if err != nil {

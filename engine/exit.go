@@ -110,7 +110,7 @@ func (e *Engine) release(c *container) {
 		_ = shim.Shutdown(context.Background()) // it ends by itself if it cannot be told
 		c.disconnect()
 	}
-	e.clearForeign(context.Background(), c)
+	e.clearForeign(c)
 	if err != nil {
 		return
 	}

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 
@@ -41,18 +42,33 @@ func (e *Engine) isForeign(c *container) bool {
 }
 
 // clearForeign has a new keeper clear away what another runtime's shim may hold
-// of a container whose own keeper is gone.
-func (e *Engine) clearForeign(ctx context.Context, c *container) {
+// of a container whose own keeper is gone. What cannot be cleared away stays with
+// its record, for the next start of the daemon.
+func (e *Engine) clearForeign(c *container) {
 	if !e.isForeign(c) {
 		return
 	}
 	bundle := e.cfg.containerDir(c.id)
 	s, err := e.shims.Keeper()
 	if err == nil {
-		err = s.Clean(ctx, c.id, bundle)
+		err = s.Clean(e.life, c.id, bundle)
 		endShim(s)
 	}
 	if err != nil {
 		e.log.Warn("what another runtime holds of a container stays", "container", c.id, "err", err)
 	}
+}
+
+// abandonForeign ends and removes in the background a container of another
+// runtime whose making or removal was not finished: the runtime may take its
+// time, and the daemon's start shall not wait for it.
+func (e *Engine) abandonForeign(ctx context.Context, c *container) {
+	c.failed = fmt.Errorf("container %s: %w: its making or removal was not finished", c.id, ErrState)
+	e.mu.Lock()
+	e.addContainer(c)
+	e.mu.Unlock()
+	e.work.Go(func() {
+		e.abandon(context.WithoutCancel(ctx), c)
+		e.forgetContainer(c)
+	})
 }

@@ -200,6 +200,10 @@ func (e *Engine) loadContainer(ctx context.Context, dir string) error {
 	e.thawRecorded(c)
 	switch rec.State {
 	case ContainerCreating, ContainerRemoving:
+		if e.isForeign(c) {
+			e.abandonForeign(ctx, c)
+			return nil
+		}
 		e.abandon(ctx, c)
 		return nil
 	case ContainerExited:

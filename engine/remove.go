@@ -52,7 +52,9 @@ func (e *Engine) removeContainer(ctx context.Context, c *container) error {
 // discardContainer gives back a container's directories and layers. The
 // writable layer, which may be large, is removed in the background.
 func (e *Engine) discardContainer(c *container) {
-	e.clearForeign(context.Background(), c)
+	if e.clearForeign(c); e.isForeign(c) {
+		return
+	}
 	e.images.Release(c.id)
 	if err := os.RemoveAll(e.cfg.containerDir(c.id)); err != nil {
 		e.log.Warn("container's directory stays", "container", c.id, "err", err)

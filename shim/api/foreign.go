@@ -23,7 +23,6 @@ type ForeignRecord struct {
 	Publish string `json:"publish,omitempty"`
 	Address string `json:"address,omitempty"` // a path; "" until the shim has said where it listens
 	Version int    `json:"version,omitempty"` // of the task API
-	Pid     int    `json:"pid,omitempty"`     // of the shim, in the keeper's pid namespace
 }
 
 // CleanRequest clears away what another runtime's shim has left of the

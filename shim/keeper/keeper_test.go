@@ -11,8 +11,10 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/longshore/longshore/internal/pb"
 	"github.com/longshore/longshore/shim/api"
@@ -42,7 +44,7 @@ func fakeShim(verb string) error {
 	case "delete":
 		return os.WriteFile("deleted", nil, 0o600)
 	case "start":
-		cmd := exec.Command(os.Args[0], "listen")
+		cmd := exec.Command(os.Args[0], "-id", os.Args[slices.Index(os.Args, "-id")+1], "listen")
 		l, err := net.ListenUnix("unix", &net.UnixAddr{Name: fakeSocket, Net: "unix"})
 		if err != nil {
 			return err
@@ -103,7 +105,11 @@ func (f *fake) wait(context.Context, func(any) error, *api.Files) (any, error) {
 	return &api.WaitResponse{ExitStatus: f.code}, nil
 }
 
-func (f *fake) kill(_ context.Context, decode func(any) error, _ *api.Files) (any, error) {
+func (f *fake) kill(ctx context.Context, decode func(any) error, _ *api.Files) (any, error) {
+	if f.req.Options != nil && string(f.req.Options.Value) == "hang" {
+		<-ctx.Done()
+		<-f.ended
+	}
 	var req api.KillRequest
 	if err := decode(&req); err != nil {
 		return nil, err
@@ -235,6 +241,53 @@ func TestShimThatRefusesOrDiesIsClearedAway(t *testing.T) {
 	}
 }
 
+// TestKillEndsAShimThatDoesNothing: SIGKILL ends a container in any case.
+func TestKillEndsAShimThatDoesNothing(t *testing.T) {
+	needRoot(t)
+	defer func(before time.Duration) { endLimit = before }(endLimit)
+	s := New("@keeper")
+	req := order(t, "hang")
+	req.ID = "hang" + strconv.Itoa(os.Getpid())
+	if _, err := call(s.create, req); err != nil {
+		t.Fatal(err)
+	}
+	id := &api.ProcessRequest{ID: req.ID}
+	if _, err := call(s.start, id); err != nil {
+		t.Fatal(err)
+	}
+	endLimit = 50 * time.Millisecond
+	if _, err := call(s.kill, &api.KillRequest{ID: req.ID, Signal: 9, All: true}); err != nil {
+		t.Fatal(err)
+	}
+	if resp, err := call(s.wait, id); err != nil || resp.(*api.WaitResponse).ExitStatus != 137 {
+		t.Errorf("Wait: %v, %v", resp, err)
+	}
+	endLimit = 10 * time.Second
+	if _, err := call(s.delete, id); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestContainerThatNobodyWantsIsNotKept: the daemon died while it was made, and
+// the next one has said to end.
+func TestContainerThatNobodyWantsIsNotKept(t *testing.T) {
+	needRoot(t)
+	s := New("@keeper")
+	release := s.begin() // as a Create that is under way
+	if _, err := call(s.shutdown, &api.ShutdownRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	req := order(t, "")
+	if _, err := call(s.create, req); api.CodeOf(err) != api.CodeFailedPrecondition {
+		t.Errorf("Create: %v", err)
+	}
+	if exists(filepath.Join(req.Bundle, api.ForeignFile)) || exists(filepath.Join(req.Bundle, fakeSocket)) {
+		t.Error("something is left")
+	}
+	release()
+	<-s.Ending()
+}
+
 // TestCleanNeedsNoKeeper: another keeper clears away by the record.
 func TestCleanNeedsNoKeeper(t *testing.T) {
 	needRoot(t)
@@ -250,6 +303,28 @@ func TestCleanNeedsNoKeeper(t *testing.T) {
 	}
 	if exists(filepath.Join(req.Bundle, fakeSocket)) || exists(filepath.Join(req.Bundle, api.ForeignFile)) {
 		t.Error("something is left")
+	}
+}
+
+// TestCleanFindsAShimByItsArguments: the keeper died before it could note where
+// the shim listens.
+func TestCleanFindsAShimByItsArguments(t *testing.T) {
+	needRoot(t)
+	req := order(t, "")
+	req.ID = "lost" + strconv.Itoa(os.Getpid())
+	s := New("@keeper")
+	if _, err := call(s.create, req); err != nil {
+		t.Fatal(err)
+	}
+	r := &remote{id: req.ID, bundle: req.Bundle, rec: api.ForeignRecord{Binary: os.Args[0]}}
+	if err := r.note(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := call(New("@second").clean, &api.CleanRequest{ID: req.ID, Bundle: req.Bundle}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := net.Dial("unix", filepath.Join(req.Bundle, fakeSocket)); err == nil {
+		t.Error("the shim goes on")
 	}
 }
 

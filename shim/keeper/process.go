@@ -74,10 +74,11 @@ type container struct {
 	group      *cgroup.Group // nil: none is known
 	init       *process
 
-	mu    sync.Mutex // guards all below
-	execs map[string]*process
-	oom   bool // the shim has said that memory ran out
-	lost  bool // the shim is gone
+	mu     sync.Mutex // guards all below
+	execs  map[string]*process
+	oom    bool // the shim has said that memory ran out
+	lost   bool // the shim is gone
+	paused bool
 }
 
 // complain says what went wrong where nobody waits for an answer.
@@ -132,12 +133,7 @@ func (c *container) make(ctx context.Context, req *api.CreateTaskRequest, how *a
 		return err
 	}
 	c.init.set(int(resp.Pid), api.StatusCreated)
-	var conn api.ConnectResponse
-	if err := c.shim.call(ctx, quickLimit, "Connect", &api.TaskRequest{ID: c.id}, &conn); err != nil {
-		return nil // who it is matters only if it will not end
-	}
-	c.shim.rec.Pid = int(conn.ShimPid)
-	return c.shim.note()
+	return nil
 }
 
 // openShimLog makes the FIFO "log" in the bundle, which such shims write their
@@ -240,9 +236,18 @@ func (c *container) kill(ctx context.Context, p *process, sig unix.Signal, all b
 		return nil
 	}
 	all = all && p == c.init
-	err := c.shim.call(ctx, quickLimit, "Kill", &api.KillRequest{ID: c.id, ExecID: p.execID, Signal: uint32(sig), All: all}, &api.Empty{})
+	limit := quickLimit
+	if sig == unix.SIGKILL {
+		limit = endLimit
+	}
+	err := c.shim.call(ctx, limit, "Kill", &api.KillRequest{ID: c.id, ExecID: p.execID, Signal: uint32(sig), All: all}, &api.Empty{})
 	if api.CodeOf(err) == api.CodeNotFound || errors.Is(err, errGone) {
 		return nil // it has just ended
+	}
+	if err != nil && all && sig == unix.SIGKILL {
+		// It shall end even if its shim does nothing: watch ends what the shim leaves.
+		complain("kill "+c.id+" with its shim", err)
+		return c.shim.kill()
 	}
 	return err
 }

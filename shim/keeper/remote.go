@@ -9,6 +9,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -24,8 +26,10 @@ import (
 const (
 	slowLimit  = 4 * time.Minute
 	quickLimit = 30 * time.Second
-	endLimit   = 10 * time.Second
 )
+
+// endLimit is for what ends something; shorter in tests.
+var endLimit = 10 * time.Second
 
 // maxOutput bounds what is read of a shim's output, in bytes.
 const maxOutput = 64 << 10
@@ -58,14 +62,7 @@ func (r *remote) start(ctx context.Context) error {
 		return fmt.Errorf("%s start: %w", r.rec.Binary, err)
 	}
 	r.rec.Address, r.rec.Version = path, version
-	if err := r.note(); err != nil {
-		return err
-	}
-	var resp api.ConnectResponse
-	if err := r.call(ctx, quickLimit, "Connect", &api.TaskRequest{ID: r.id}, &resp); err == nil { // many know it only with a container
-		r.rec.Pid = int(resp.ShimPid)
-	}
-	return nil
+	return r.note()
 }
 
 // run runs a verb of the shim's binary.
@@ -184,54 +181,89 @@ func (r *remote) end(ctx context.Context) error {
 	}
 	defer c.Close()
 	if err := r.call(ctx, endLimit, "Shutdown", &api.ShutdownRequest{ID: r.id}, &api.Empty{}); err != nil && !errors.Is(err, errGone) {
-		return r.kill(err)
+		return r.kill()
 	}
 	// It says nothing on this connection: what can be read is its end.
 	if err := c.SetReadDeadline(time.Now().Add(endLimit)); err != nil {
 		return err
 	}
 	if _, err := c.Read(make([]byte, 1)); errors.Is(err, os.ErrDeadlineExceeded) {
-		return r.kill(fmt.Errorf("the runtime's shim has not ended in %v", endLimit))
+		return r.kill()
 	}
 	return nil
 }
 
-// kill ends the shim's process if its number is known and still its own.
-func (r *remote) kill(why error) error {
-	if r.rec.Pid <= 1 {
-		return why
+// kill ends the shim's processes: those of its binary that have the container's
+// id among their arguments, as the convention wants it. One that was started by a
+// keeper which then died is known by nothing else.
+func (r *remote) kill() error {
+	dirs, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		return err
 	}
-	pidfd, err := unix.PidfdOpen(r.rec.Pid, 0)
+	var errs []error
+	for _, dir := range dirs {
+		if pid, err := strconv.Atoi(filepath.Base(dir)); err == nil && r.isOurs(pid) {
+			errs = append(errs, r.killProcess(pid))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// isOurs reports whether a process is the container's shim.
+func (r *remote) isOurs(pid int) bool {
+	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	if err != nil {
+		return false
+	}
+	args := strings.Split(string(line), "\x00")
+	return filepath.Base(args[0]) == filepath.Base(r.rec.Binary) && slices.Contains(args[1:], r.id)
+}
+
+// killProcess kills a process, if its number still means it, and waits for its
+// end.
+func (r *remote) killProcess(pid int) error {
+	pidfd, err := unix.PidfdOpen(pid, 0)
 	if errors.Is(err, unix.ESRCH) {
 		return nil
 	}
 	if err != nil {
-		return errors.Join(why, os.NewSyscallError("pidfd_open", err))
+		return os.NewSyscallError("pidfd_open", err)
 	}
 	defer unix.Close(pidfd)
-	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", r.rec.Pid))
-	if err != nil || !bytes.Contains(line, []byte(r.id)) {
-		return why
+	if !r.isOurs(pid) {
+		return nil
 	}
 	if err := unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
-		return errors.Join(why, os.NewSyscallError("pidfd_send_signal", err))
+		return os.NewSyscallError("pidfd_send_signal", err)
 	}
-	return nil
+	for {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, int(endLimit/time.Millisecond))
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return os.NewSyscallError("poll", err)
+		case n == 0:
+			return fmt.Errorf("process %d of %s does not end", pid, r.rec.Binary)
+		default:
+			return nil
+		}
+	}
 }
 
-// clean clears away what the shim may hold: its containers and processes, its
-// own process, the root file system's mount, the record. It does so whatever of
-// that there is.
+// clean clears away what the shim may hold, without asking it, for it may wait
+// for the keeper that has died: its processes are killed, and "SHIM delete" ends
+// the container, as containerd has it for a shim that is dead. It does so
+// whatever of that there is.
 func (r *remote) clean(ctx context.Context) error {
-	var errs []error
-	if r.rec.Address != "" {
-		kill := r.call(ctx, endLimit, "Kill", &api.KillRequest{ID: r.id, Signal: uint32(unix.SIGKILL), All: true}, &api.Empty{})
-		if kill == nil {
-			_ = r.call(ctx, endLimit, "Wait", &api.ProcessRequest{ID: r.id}, &api.WaitResponse{}) // what it leaves is cleared below
+	if r.rec.Address == "" { // the keeper died before it noted it: most shims leave it in a file, too
+		if said, err := os.ReadFile(filepath.Join(r.bundle, "address")); err == nil {
+			if path, version, err := parseBootstrap(said); err == nil {
+				r.rec.Address, r.rec.Version = path, version
+			}
 		}
-		_ = r.call(ctx, endLimit, "Delete", &api.ProcessRequest{ID: r.id}, &api.DeleteResponse{})
-		errs = append(errs, r.end(ctx))
 	}
+	errs := []error{r.kill()}
 	if _, err := r.run(ctx, "delete"); err != nil {
 		errs = append(errs, err)
 	}

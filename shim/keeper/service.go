@@ -22,11 +22,12 @@ type Service struct {
 
 	mu      sync.Mutex // guards all below
 	made    *container
-	making  chan struct{} // closed when the container is made, or cannot be; nil before
-	makeID  string
+	began   bool // a container is made, or was
 	busy    int  // calls under way that must be finished
 	alone   bool // nobody will give it work: its daemon has gone, or said so
 	stopped bool
+
+	unwanted bool // a container that is being made shall not stay: a daemon that does not know it has said to end
 }
 
 // New makes the service of a keeper that is served at a socket's path.
@@ -74,17 +75,10 @@ func (s *Service) endIfIdle() {
 	}
 }
 
-// find gives the container, once it is made.
+// find gives the container, once it is made. It waits for nothing: a daemon
+// that starts asks for all containers, and one that is still being made has no
+// use for it.
 func (s *Service) find(id string) (*container, error) {
-	s.mu.Lock()
-	making := s.making
-	if s.makeID != id {
-		making = nil
-	}
-	s.mu.Unlock()
-	if making != nil {
-		<-making
-	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.made == nil || s.made.id != id {
@@ -125,22 +119,26 @@ func (s *Service) create(ctx context.Context, decode func(any) error, _ *api.Fil
 	}
 	defer s.begin()()
 	s.mu.Lock()
-	if s.making != nil {
-		s.mu.Unlock()
+	began := s.began
+	s.began = true
+	s.mu.Unlock()
+	if began {
 		return nil, api.Errorf(api.CodeFailedPrecondition, "a keeper has one container")
 	}
-	making := make(chan struct{})
-	s.making, s.makeID = making, req.ID
-	s.mu.Unlock()
-	defer close(making)
 	// What was begun is finished, whoever waits for it.
 	c, err := create(context.WithoutCancel(ctx), &req, &how, s.socket)
 	if err != nil {
 		return nil, err
 	}
 	s.mu.Lock()
-	s.made = c
+	unwanted := s.unwanted
+	if !unwanted {
+		s.made = c
+	}
 	s.mu.Unlock()
+	if unwanted {
+		return nil, errors.Join(api.Errorf(api.CodeFailedPrecondition, "nobody wants container %s any more", c.id), c.delete(context.WithoutCancel(ctx)))
+	}
 	pid, _ := c.init.snapshot()
 	return &api.CreateTaskResponse{Pid: uint32(pid)}, nil
 }
@@ -157,7 +155,7 @@ func (s *Service) start(ctx context.Context, decode func(any) error, _ *api.File
 	return &api.StartResponse{Pid: uint32(pid)}, nil
 }
 
-func (s *Service) state(ctx context.Context, decode func(any) error, _ *api.Files) (any, error) {
+func (s *Service) state(_ context.Context, decode func(any) error, _ *api.Files) (any, error) {
 	c, p, err := s.named(decode)
 	if err != nil {
 		return nil, err
@@ -169,9 +167,10 @@ func (s *Service) state(ctx context.Context, decode func(any) error, _ *api.File
 		resp.ExitStatus, resp.ExitedAt = uint32(p.exit.Code), exitedAt(p)
 		return resp, nil
 	}
-	var theirs api.StateResponse
-	if err := c.shim.call(ctx, quickLimit, "State", &api.ProcessRequest{ID: c.id, ExecID: p.execID}, &theirs); err == nil && theirs.Status == int32(api.StatusPaused) {
-		resp.Status = theirs.Status
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.paused && status == api.StatusRunning {
+		resp.Status = int32(api.StatusPaused)
 	}
 	return resp, nil
 }
@@ -264,20 +263,25 @@ func (s *Service) pids(ctx context.Context, decode func(any) error, _ *api.Files
 }
 
 func (s *Service) pause(ctx context.Context, decode func(any) error, _ *api.Files) (any, error) {
-	return s.pass(ctx, "Pause", decode)
+	return s.freeze(ctx, "Pause", true, decode)
 }
 
 func (s *Service) resume(ctx context.Context, decode func(any) error, _ *api.Files) (any, error) {
-	return s.pass(ctx, "Resume", decode)
+	return s.freeze(ctx, "Resume", false, decode)
 }
 
-// pass passes on a call that names the container alone.
-func (s *Service) pass(ctx context.Context, method string, decode func(any) error) (any, error) {
+func (s *Service) freeze(ctx context.Context, method string, paused bool, decode func(any) error) (any, error) {
 	c, _, err := s.named(decode)
 	if err != nil {
 		return nil, err
 	}
-	return &api.Empty{}, c.shim.call(ctx, quickLimit, method, &api.TaskRequest{ID: c.id}, &api.Empty{})
+	if err := c.shim.call(ctx, quickLimit, method, &api.TaskRequest{ID: c.id}, &api.Empty{}); err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.paused = paused
+	return &api.Empty{}, nil
 }
 
 // resourcesType is the type of the limits in an update (typeurl).
@@ -301,6 +305,9 @@ func (s *Service) update(ctx context.Context, decode func(any) error, _ *api.Fil
 // shutdown ends the keeper once the answer is on its way, unless it still
 // holds the container.
 func (s *Service) shutdown(_ context.Context, _ func(any) error, _ *api.Files) (any, error) {
+	s.mu.Lock()
+	s.unwanted = true
+	s.mu.Unlock()
 	s.DaemonGone()
 	return &api.Empty{}, nil
 }

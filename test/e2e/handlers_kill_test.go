@@ -1,0 +1,130 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/longshore/longshore/test/node"
+	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// foreignKills is at how many moments of a container's life a process is killed,
+// foreignStep apart: the whole life of one takes some 200 ms.
+const (
+	foreignKills = 12
+	foreignStep  = 25 * time.Millisecond
+)
+
+// TestForeignShimKillsLeaveNothing kills the daemon, then keepers, at many
+// moments while another runtime's shim makes and removes a container. When the
+// pod is removed nothing may be left, whatever was under way.
+func TestForeignShimKillsLeaveNothing(t *testing.T) {
+	needRoot(t)
+	for _, name := range []string{"containerd-shim-runc-v2", "runc"} {
+		if _, err := exec.LookPath(name); err != nil {
+			t.Skip(err)
+		}
+	}
+	dir, err := os.MkdirTemp("", "ls")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	n, err := node.New(dir, bin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.Extra = "[handlers.runc]\nruntime_type = \"io.containerd.runc.v2\"\n"
+	ctx, cancel := context.WithTimeout(context.Background(), 3*patience)
+	defer cancel()
+	s := &session{node: n, ids: map[string]string{}, logs: map[string]string{}}
+	defer func() {
+		if t.Failed() {
+			for _, name := range []string{"daemon.log", "run/shims/shim.log"} {
+				data, _ := os.ReadFile(n.Path(name))
+				t.Logf("%s:\n%s", name, lastLines(data, 40))
+			}
+		}
+		if err := s.end(ctx); err != nil {
+			t.Error(err)
+		}
+	}()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(daemon(s, ctx, []string{"start"}, io.Discard))
+	must(importImage(s, ctx, nil, io.Discard))
+	must(pod(s, ctx, []string{"p", "-", "runc"}, io.Discard))
+	for i := range foreignKills {
+		life := s.liveAndDie(ctx, fmt.Sprint("d", i))
+		time.Sleep(time.Duration(i) * foreignStep)
+		must(n.Signal(unix.SIGKILL))
+		<-life
+		must(n.Start(ctx))
+	}
+	for i := range foreignKills {
+		life := s.liveAndDie(ctx, fmt.Sprint("k", i))
+		time.Sleep(time.Duration(i) * foreignStep)
+		must(killKeepers(n))
+		<-life
+	}
+	must(stopPod(s, ctx, []string{"p"}, io.Discard))
+	must(removePod(s, ctx, []string{"p"}, io.Discard))
+	must(leaks(s, ctx, nil, io.Discard))
+	left, err := filepath.Glob(n.Path("run/runc/k8s.io/*"))
+	if err != nil || len(left) > 0 {
+		t.Errorf("runc's state is left: %v, %v", left, err)
+	}
+}
+
+// liveAndDie makes, starts and removes a container; any of it may fail.
+func (s *session) liveAndDie(ctx context.Context, name string) <-chan struct{} {
+	done := make(chan struct{})
+	podID, config := s.ids["p"], s.pods["p"]
+	go func() {
+		defer close(done)
+		resp, err := s.node.Runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: podID, SandboxConfig: config,
+			Config: &runtimeapi.ContainerConfig{Metadata: &runtimeapi.ContainerMetadata{Name: name}, Image: &runtimeapi.ImageSpec{Image: imageName},
+				Args: []string{"pause"}, LogPath: name + ".log", Linux: &runtimeapi.LinuxContainerConfig{}}})
+		if err != nil {
+			return
+		}
+		if _, err := s.node.Runtime.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: resp.ContainerId}); err != nil {
+			return
+		}
+		_, _ = s.node.Runtime.RemoveContainer(ctx, &runtimeapi.RemoveContainerRequest{ContainerId: resp.ContainerId}) // or it goes with the pod
+	}()
+	return done
+}
+
+// killKeepers kills the keepers of a node, if there are any at the moment.
+func killKeepers(n *node.Node) error {
+	dirs, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		return err
+	}
+	for _, dir := range dirs {
+		line, _ := os.ReadFile(dir + "/cmdline") // empty once it has gone
+		if string(line) != "longshore-shim\x00keep\x00" || !opens(dir, n.Dir) {
+			continue
+		}
+		var pid int
+		if _, err := fmt.Sscan(filepath.Base(dir), &pid); err != nil {
+			return err
+		}
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil && err != unix.ESRCH {
+			return err
+		}
+	}
+	return nil
+}
