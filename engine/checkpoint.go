@@ -20,6 +20,7 @@ const checkpointLimit = 10 * time.Minute
 // until it is thawed: a daemon that finds one thaws the container and removes
 // what was being written.
 type Capture struct {
+	Dirs    []string `json:"dirs"`              // that criu works in, one after the other
 	Discard []string `json:"discard,omitempty"` // absolute paths
 }
 
@@ -116,8 +117,12 @@ func (e *Engine) capture(ctx context.Context, targets []capture, discard []strin
 		}
 	}
 	defer func() { err = errors.Join(err, e.thaw(targets)) }()
+	announced := &Capture{Discard: discard}
 	for _, t := range targets {
-		if err := e.updateContainer(t.c, func(r *Container) { r.Capture = &Capture{Discard: discard} }); err != nil {
+		announced.Dirs = append(announced.Dirs, t.dir)
+	}
+	for _, t := range targets {
+		if err := e.updateContainer(t.c, func(r *Container) { r.Capture = announced }); err != nil {
 			return err
 		}
 	}
@@ -151,16 +156,30 @@ func (e *Engine) thaw(targets []capture) error {
 	return errors.Join(errs...)
 }
 
-// thawRecorded is thaw for a container whose daemon has died: criu died with
-// it.
+// thawRecorded is thaw for a container whose daemon has died. A criu that is
+// still at work would freeze it again when it ends.
 func (e *Engine) thawRecorded(c *container) {
 	rec := c.snapshot()
 	if rec.Capture == nil {
 		return
 	}
 	e.log.Info("container was being checkpointed and goes on", "container", c.id)
+	for _, dir := range rec.Capture.Dirs {
+		if err := criu.Settle(filepath.Join(dir, imagesDir), dir); err != nil {
+			e.log.Warn("criu of an earlier daemon does not give up", "container", c.id, "err", err)
+		}
+	}
 	_ = e.thaw([]capture{{c: c}}) // it has logged
 	e.discardPaths(c, rec.Capture.Discard)
+}
+
+// sweepCheckpoints removes what was being written when an earlier daemon died,
+// and no record names.
+func (e *Engine) sweepCheckpoints() error {
+	if err := os.RemoveAll(e.cfg.checkpointDir()); err != nil {
+		return err
+	}
+	return os.Mkdir(e.cfg.checkpointDir(), 0o700)
 }
 
 func (e *Engine) discardPaths(c *container, paths []string) {

@@ -398,6 +398,11 @@ func (r *restoration) request(program *criu.Program, images string, rootfs *api.
 			more = append(more, "--inherit-fd", fmt.Sprintf("fd[%d]:%s", fd, name))
 		}
 	}
+	search, err := program.Path()
+	if err != nil {
+		return nil, err
+	}
+	out.Env = []string{"PATH=" + search}
 	out.Args = program.Restore(images, r.bundle, root, filepath.Join(r.bundle, api.RestorePidFile), more)
 	return out, nil
 }

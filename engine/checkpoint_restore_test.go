@@ -126,7 +126,7 @@ func TestRestoreGivesWhatIsTheNodes(t *testing.T) {
 	if err := r.read(from); err != nil {
 		t.Fatal(err)
 	}
-	got, err := r.request(criu.New("criu"), "/images", &api.Mount{Type: "overlay", Source: "overlay", Options: []string{"lowerdir=/l"}})
+	got, err := r.request(criu.New("criu", t.TempDir()), "/images", &api.Mount{Type: "overlay", Source: "overlay", Options: []string{"lowerdir=/l"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -166,7 +166,7 @@ func TestMountsMustBeTheCheckpoints(t *testing.T) {
 		r := aRestoration()
 		err := r.read(checkpointDir(t, map[string]string{mountsDump: `{"mounts": [` + c.mounts + `]}`}))
 		if err == nil {
-			_, err = r.request(criu.New("criu"), "/images", &api.Mount{})
+			_, err = r.request(criu.New("criu", t.TempDir()), "/images", &api.Mount{})
 		}
 		if !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v", name, err)
@@ -181,7 +181,7 @@ func FuzzRestoration(f *testing.F) {
 		if r.read(checkpointDir(t, map[string]string{"checkpoint/descriptors.json": streams, mountsDump: mounts})) != nil {
 			return
 		}
-		got, err := r.request(criu.New("criu"), "/images", &api.Mount{})
+		got, err := r.request(criu.New("criu", t.TempDir()), "/images", &api.Mount{})
 		if err != nil {
 			return
 		}

@@ -66,7 +66,7 @@ func New(cfg Config, store *images.Store, shims *client.Pool, log *slog.Logger) 
 	if err != nil {
 		return nil, err
 	}
-	e := &Engine{cfg: cfg, log: log, images: store, shims: shims, cgroups: host, host: facts, criu: criu.New(cfg.Criu),
+	e := &Engine{cfg: cfg, log: log, images: store, shims: shims, cgroups: host, host: facts, criu: criu.New(cfg.Criu, filepath.Join(cfg.StateDir, "criu")),
 		pods: map[string]*pod{}, podKeys: map[PodKey]*pod{}, containers: map[string]*container{}, ofPod: map[string]map[string]*container{}}
 	e.workers.pool = shims
 	e.appArmor.enabled, e.appArmor.profile = facts.appArmor, cfg.AppArmorDefault

@@ -281,6 +281,9 @@ func (e *Engine) sweep() error {
 	if err != nil {
 		return err
 	}
+	if err := e.sweepCheckpoints(); err != nil {
+		return err
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, entry := range entries {

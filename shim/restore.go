@@ -217,6 +217,6 @@ func becomeCriu(bundle string) error {
 			return err
 		}
 	}
-	err = unix.Exec(r.Args[0], r.Args, os.Environ())
+	err = unix.Exec(r.Args[0], r.Args, r.Env)
 	return &os.PathError{Op: "execute", Path: r.Args[0], Err: err}
 }

@@ -3,10 +3,13 @@
 // puts into its errors what its log says.
 //
 // The program is run by its command line and not over its protocol: the same
-// words serve the shim, which restores, and which shall link no protobuf. A
-// criu that saves dies with the daemon that wants it. The processes that it
-// holds then go on, for the kernel lets go of what a dead process traces and
-// the code that criu has put into them takes itself out.
+// words serve the shim, which restores, and which shall link no protobuf.
+//
+// A criu that saves is not killed if that can be helped: it executes code of
+// its own in the processes that it holds, and one that dies in the middle of
+// that takes them with it. It is made to fail instead, by taking away the
+// directory that it writes to, whereupon it puts everything right; and one that
+// outlives its daemon is found by the next one, in [Settle].
 package criu
 
 import (
@@ -18,12 +21,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"runtime"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/longshore/longshore/internal/atomicfile"
 	"golang.org/x/sys/unix"
 )
 
@@ -47,11 +50,11 @@ const checkLimit = 20 * time.Second
 // Program is a criu program. Its methods may be called from any goroutine.
 type Program struct {
 	path string
+	dir  string // for programs that criu shall find
 
 	mu      sync.Mutex // guards what was learnt of the file
 	checked fileID
 	version [2]int
-	err     error
 }
 
 // fileID tells a file from what replaces it.
@@ -61,11 +64,12 @@ type fileID struct {
 	changed time.Time
 }
 
-// New names a program, by its path or by a name that is looked for in PATH.
-func New(path string) *Program { return &Program{path: path} }
+// New names a program, by its path or by a name that is looked for in PATH. dir
+// is a directory of its own for files that criu executes, made when it is needed.
+func New(path, dir string) *Program { return &Program{path: path, dir: dir} }
 
 // Usable says whether the program can save and restore on this node: its path,
-// or an error that wraps [ErrUnusable] and says why not. The answer is kept
+// or an error that wraps [ErrUnusable] and says why not. A good answer is kept
 // until the program's file changes.
 func (p *Program) Usable(ctx context.Context) (string, error) {
 	path, err := p.find()
@@ -85,10 +89,10 @@ func (p *Program) Usable(ctx context.Context) (string, error) {
 		if ctx.Err() != nil {
 			return "", fmt.Errorf("%w: %s does not answer: %w", ErrUnusable, path, context.Cause(ctx))
 		}
-		p.checked, p.version, p.err = now, version, err
-	}
-	if p.err != nil {
-		return "", fmt.Errorf("%w: %w", ErrUnusable, p.err)
+		if err != nil { // asked again: what the kernel lacks may come with a module
+			return "", fmt.Errorf("%w: %w", ErrUnusable, err)
+		}
+		p.checked, p.version = now, version
 	}
 	return path, nil
 }
@@ -194,7 +198,7 @@ type Dump struct {
 func (d *Dump) args(version [2]int) []string {
 	args := []string{"dump", "--tree", strconv.Itoa(d.Pid), "--images-dir", d.Images, "--work-dir", d.Work,
 		"--log-file", DumpLog, "-v4", "--leave-running", "--manage-cgroups=ignore", "--freeze-cgroup", d.Freezer,
-		"--tcp-established", "--file-locks", "--link-remap", "--force-irmap", "--display-stats"}
+		"--tcp-close", "--file-locks", "--link-remap", "--force-irmap", "--display-stats"}
 	args = append(args, networkLock(version)...)
 	for _, e := range d.External {
 		args = append(args, "--external", e)
@@ -202,13 +206,45 @@ func (d *Dump) args(version [2]int) []string {
 	return args
 }
 
-// networkLock keeps criu from running the iptables program, which a node need
-// not have.
+// skips is the first version that can be told to leave the network alone
+// (--network-lock=skip, 3.19).
+func skips(version [2]int) bool {
+	return version[0] > 3 || version[0] == 3 && version[1] >= 19
+}
+
+// networkLock keeps criu from locking the network. It would have the pod's drop
+// every packet while it saves, to save connections that can be taken up again;
+// ours are not, for the restored pod has another address. And a criu that is
+// killed meanwhile leaves the pod without a network for good.
 func networkLock(version [2]int) []string {
-	if version[0] == 3 && version[1] < 17 {
-		return nil
+	if skips(version) {
+		return []string{"--network-lock", "skip"}
 	}
-	return []string{"--network-lock", "nftables"}
+	return nil
+}
+
+// lockers are the programs by which an older criu locks the network.
+var lockers = []string{"iptables-restore", "ip6tables-restore", "iptables", "ip6tables"}
+
+// Path is the PATH for criu to run with. An older criu finds programs there
+// that do nothing in place of those that lock the network.
+func (p *Program) Path() (string, error) {
+	p.mu.Lock()
+	skip := skips(p.version)
+	p.mu.Unlock()
+	path := os.Getenv("PATH") + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+	if skip {
+		return path, nil
+	}
+	if err := os.MkdirAll(p.dir, 0o700); err != nil {
+		return "", err
+	}
+	for _, name := range lockers {
+		if err := atomicfile.Write(filepath.Join(p.dir, name), []byte("#!/bin/sh\nexit 0\n"), 0o700, atomicfile.Volatile); err != nil {
+			return "", err
+		}
+	}
+	return p.dir + ":" + path, nil
 }
 
 // Restore gives the command line that restores from images; [Program.Usable]
@@ -225,29 +261,39 @@ func (p *Program) Restore(images, work, root, pidFile string, more []string) []s
 	return append(args, more...)
 }
 
-// Save runs the program. It returns when the program has ended: when ctx ends
-// before, that is by SIGKILL, and the error wraps the context's cause.
+// outFile takes the program's output; it is also by which [Settle] knows it.
+const outFile = "dump.out"
+
+// grace is how long a criu that is to give up may take, before it is killed.
+const grace = 5 * time.Second
+
+// Save runs the program. It returns when the program has ended. When ctx ends
+// before, the program is made to give up, and the error wraps the context's
+// cause.
 func (p *Program) Save(ctx context.Context, d Dump) error {
 	path, err := p.Usable(ctx)
+	if err != nil {
+		return err
+	}
+	search, err := p.Path()
 	if err != nil {
 		return err
 	}
 	p.mu.Lock()
 	version := p.version
 	p.mu.Unlock()
-	out, err := os.OpenFile(filepath.Join(d.Work, "dump.out"), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	out, err := os.OpenFile(filepath.Join(d.Work, outFile), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
 	}
 	defer os.Remove(out.Name())
 	defer out.Close()
 	cmd := exec.CommandContext(ctx, path, d.args(version)...)
+	cmd.Env = append(os.Environ(), "PATH="+search)
 	cmd.Stdout, cmd.Stderr = out, out
-	cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL, Setpgid: true}
-	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
-	// The signal of a parent's death is sent at the end of the thread.
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
+	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true} // a signal from the daemon's terminal is not for it
+	cmd.Cancel = func() error { return os.RemoveAll(d.Images) }
+	cmd.WaitDelay = grace
 	err = cmd.Run()
 	if ctx.Err() != nil {
 		return fmt.Errorf("criu dump: %w", context.Cause(ctx))
@@ -260,4 +306,73 @@ func (p *Program) Save(ctx context.Context, d Dump) error {
 		return fmt.Errorf("criu dump: %w: %s", err, why)
 	}
 	return nil
+}
+
+// Settle ends what a daemon that has died has left of a [Program.Save]: images
+// and work are those of its [Dump]. It returns when no criu works there.
+func Settle(images, work string) error {
+	pids, err := writersOf(filepath.Join(work, outFile))
+	if err != nil || len(pids) == 0 {
+		return err
+	}
+	errs := []error{os.RemoveAll(images)}
+	late := time.Now().Add(grace)
+	for _, pid := range pids {
+		errs = append(errs, endBy(pid, late))
+	}
+	return errors.Join(errs...)
+}
+
+// writersOf finds the processes whose standard output is the file at path.
+func writersOf(path string) ([]int, error) {
+	st, err := os.Stat(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	links, err := filepath.Glob("/proc/[0-9]*/fd/1")
+	if err != nil {
+		return nil, err
+	}
+	var pids []int
+	for _, link := range links {
+		other, err := os.Stat(link)
+		if err != nil || !os.SameFile(st, other) {
+			continue // another's, or gone
+		}
+		if pid, err := strconv.Atoi(strings.Split(link, "/")[2]); err == nil {
+			pids = append(pids, pid)
+		}
+	}
+	return pids, nil
+}
+
+// endBy waits for the end of a process, and kills it when it is late.
+func endBy(pid int, late time.Time) error {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open criu %d: %w", pid, err)
+	}
+	defer unix.Close(fd)
+	for killed := false; ; {
+		left := max(0, time.Until(late).Milliseconds())
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(left))
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil || n > 0:
+			return err
+		case killed:
+			return fmt.Errorf("criu %d does not end: %w", pid, os.ErrDeadlineExceeded)
+		default:
+			if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+				return fmt.Errorf("kill criu %d: %w", pid, err)
+			}
+			killed, late = true, time.Now().Add(grace)
+		}
+	}
 }

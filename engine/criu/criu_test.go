@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -17,7 +18,7 @@ func program(t *testing.T, script string) (*Program, string) {
 	if err := os.WriteFile(path, []byte("#!/bin/sh\n"+script), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	return New(path), path
+	return New(path, filepath.Join(t.TempDir(), "bin")), path
 }
 
 const good = `[ "$1" != --version ] || echo 'Version: 3.19'` + "\n"
@@ -41,7 +42,7 @@ func TestUsable(t *testing.T) {
 			t.Errorf("%s: %v, want %q", name, err, c.want)
 		}
 	}
-	if _, err := New("no-such-criu").Usable(context.Background()); !errors.Is(err, ErrUnusable) {
+	if _, err := New("no-such-criu", "").Usable(context.Background()); !errors.Is(err, ErrUnusable) {
 		t.Errorf("no program: %v", err)
 	}
 }
@@ -62,17 +63,51 @@ func TestUsableNoticesAnotherFile(t *testing.T) {
 	}
 }
 
-func TestSaveIsKilledInTime(t *testing.T) {
+func TestSaveGivesUpInTime(t *testing.T) {
 	dir := t.TempDir()
-	p, _ := program(t, good+`case $1 in dump) sleep 1000 & sleep 1000 ;; esac`)
+	images := filepath.Join(dir, "images")
+	if err := os.Mkdir(images, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	p, _ := program(t, good+`case $1 in dump) while [ -d `+images+` ]; do sleep 0.01; done; touch `+dir+`/right; exit 1 ;; esac`)
 	if _, err := p.Usable(context.Background()); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeoutCause(context.Background(), 50*time.Millisecond, errors.New("too long"))
 	defer cancel()
-	err := p.Save(ctx, Dump{Images: dir, Work: dir})
+	err := p.Save(ctx, Dump{Images: images, Work: dir})
 	if err == nil || !strings.Contains(err.Error(), "too long") {
 		t.Error(err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "right")); err != nil {
+		t.Error("criu could not put things right:", err)
+	}
+}
+
+func TestSettleEndsWhatWasLeft(t *testing.T) {
+	dir := t.TempDir()
+	images := filepath.Join(dir, "images")
+	if err := os.Mkdir(images, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	out, err := os.Create(filepath.Join(dir, outFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	left := exec.Command("sh", "-c", `while [ -d "$0" ]; do sleep 0.01; done; exit 7`, images)
+	left.Stdout = out
+	if err := left.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if err := Settle(images, dir); err != nil {
+		t.Error(err)
+	}
+	if err := left.Wait(); err == nil || left.ProcessState.ExitCode() != 7 {
+		t.Errorf("it ended otherwise: %v", err)
+	}
+	if err := Settle(images, t.TempDir()); err != nil {
+		t.Error("nothing was left:", err)
 	}
 }
 
@@ -89,12 +124,27 @@ func TestSaveQuotesTheLog(t *testing.T) {
 	}
 }
 
-func TestIptablesIsNotNeededWhereCriuCan(t *testing.T) {
-	if got := networkLock([2]int{3, 16}); got != nil {
+func TestTheNetworkIsLeftAlone(t *testing.T) {
+	if got := networkLock([2]int{4, 0}); !slices.Equal(got, []string{"--network-lock", "skip"}) {
 		t.Error(got)
 	}
-	if got := networkLock([2]int{4, 0}); !slices.Equal(got, []string{"--network-lock", "nftables"}) {
+	if got := networkLock([2]int{3, 18}); got != nil {
 		t.Error(got)
+	}
+	for version, found := range map[string]bool{"3.18": true, "3.19": false} {
+		dir := t.TempDir()
+		p, _ := program(t, `case $1 in
+--version) echo 'Version: `+version+`' ;;
+dump) command -v ip6tables-restore >`+dir+`/found; true ;;
+esac
+exit 0`)
+		if err := p.Save(context.Background(), Dump{Images: dir, Work: dir}); err != nil {
+			t.Fatal(err)
+		}
+		got, err := os.ReadFile(filepath.Join(dir, "found"))
+		if ours := strings.HasPrefix(string(got), p.dir); ours != found || err != nil {
+			t.Errorf("criu %s finds %q, %v", version, got, err)
+		}
 	}
 }
 

@@ -171,7 +171,8 @@ const (
 // group, with the mounts made, in their order, for it alone, Args is executed.
 type Restore struct {
 	Args   []string       `json:"args"`
-	Cgroup string         `json:"cgroup"` // below each hierarchy's root
+	Env    []string       `json:"env,omitempty"` // NAME=VALUE
+	Cgroup string         `json:"cgroup"`        // below each hierarchy's root
 	Mounts []RestoreMount `json:"mounts,omitempty"`
 	NetNS  string         `json:"netNS,omitempty"` // path of its pin
 	// NewCgroup gives it a cgroup namespace whose root that group is.

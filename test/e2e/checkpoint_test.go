@@ -139,7 +139,7 @@ func flags(args []string, seconds *int64) (rest []string, until string, err erro
 }
 
 // whenThere makes a call and waits for its end or, if until is not empty, for
-// the file of that name; the call, which then ends with its daemon at the
+// a file of that name, a pattern; the call, which then ends with its daemon at the
 // latest, is not asked for its result.
 func (s *session) whenThere(ctx context.Context, until string, call func(context.Context) error) error {
 	if until == "" {
@@ -157,8 +157,8 @@ func (s *session) whenThere(ctx context.Context, until string, call func(context
 			return false, fmt.Errorf("the call has ended before: %w", err)
 		default:
 		}
-		_, err := os.Stat(s.node.Path(until))
-		return err == nil, nil
+		found, err := filepath.Glob(s.node.Path(until))
+		return len(found) > 0, err
 	})
 }
 
