@@ -114,6 +114,9 @@ func runForeign(ctx context.Context, path string, stdin []byte, environ []string
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(stdin), &stdout, &stderr
 		cmd.Env = environ
 		cmd.WaitDelay = pipeGrace
+		// A plugin may be a script: what it has started ends with it.
+		cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
+		cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
 		err := cmd.Run()
 		switch {
 		case err == nil && stdout.cut:

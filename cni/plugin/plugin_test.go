@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -17,6 +18,8 @@ import (
 
 	"github.com/longshore/longshore/cni"
 	"github.com/longshore/longshore/cni/nat"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestPodsReachEachOtherAndTheWorld(t *testing.T) {
@@ -246,8 +249,22 @@ func TestForeignPluginIsBounded(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	if _, err := runForeign(ctx, plugin(`sleep 1000`), nil, os.Environ()); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := runForeign(ctx, plugin("sleep 1000 & echo $! >"+dir+"/child; wait"), nil, os.Environ()); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("a hanging plugin: %v", err)
+	}
+	data, err := os.ReadFile(filepath.Join(dir, "child"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	child, err := strconv.Atoi(strings.TrimSpace(string(data)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if pidfd, err := unix.PidfdOpen(child, 0); err == nil { // else it is gone already
+		defer unix.Close(pidfd)
+		if n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 10_000); n != 1 {
+			t.Errorf("what the plugin has started goes on: %v", err)
+		}
 	}
 	if _, err := runForeign(t.Context(), plugin(`echo why >&2; exit 3`), nil, os.Environ()); err == nil || !strings.Contains(err.Error(), "why") {
 		t.Errorf("an error as text: %v", err)
