@@ -280,6 +280,7 @@ func (e *Engine) startContainer(ctx context.Context, c *container) error {
 	if err := e.announceStart(ctx, c); err != nil {
 		return err
 	}
+	begun := time.Now() // after the answer a short program may have ended
 	if err := shim.Start(ctx, c.id); err != nil {
 		err = e.explainRestore(c.snapshot(), err)
 		c.mu.Lock()
@@ -293,7 +294,7 @@ func (e *Engine) startContainer(ctx context.Context, c *container) error {
 			pid = int(state.Pid)
 		}
 	}
-	if err := e.updateContainer(c, func(r *Container) { r.State, r.Pid, r.StartedAt = ContainerRunning, pid, time.Now() }); err != nil {
+	if err := e.updateContainer(c, func(r *Container) { r.State, r.Pid, r.StartedAt = ContainerRunning, pid, begun }); err != nil {
 		return err
 	}
 	e.told(ctx, nriapi.Event_POST_START_CONTAINER, c)

@@ -189,9 +189,12 @@ func TestSetExit(t *testing.T) {
 		{0, false, nil, ReasonCompleted, 0}, {3, false, nil, ReasonError, 3}, {137, true, nil, ReasonOOMKilled, 137},
 		{125, false, errors.New("no such file"), ReasonStartError, startErrorCode},
 	} {
-		var r Container
+		r := Container{StartedAt: time.Now().Add(time.Hour)}
 		exit := exitRecord(test.code, test.oom)
 		setExit(&r, exit, test.start)
+		if r.StartedAt.After(r.FinishedAt) {
+			t.Errorf("%+v: started %v, finished %v", test, r.StartedAt, r.FinishedAt)
+		}
 		if r.Reason != test.reason || r.ExitCode != test.wantCode || r.State != ContainerExited {
 			t.Errorf("%+v: %s, %d, %s", test, r.Reason, r.ExitCode, r.State)
 		}

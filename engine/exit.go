@@ -87,6 +87,9 @@ const startErrorCode = 128
 
 func setExit(r *Container, exit api.Exit, startErr error) {
 	r.State, r.FinishedAt, r.ExitCode, r.Message = ContainerExited, time.Unix(0, exit.ExitedAtNS), exit.Code, exit.Message
+	if r.StartedAt.After(r.FinishedAt) { // a daemon that was restarted knows only when it saw it run
+		r.StartedAt = r.FinishedAt
+	}
 	switch {
 	case startErr != nil:
 		r.ExitCode, r.Reason, r.Message = startErrorCode, ReasonStartError, startErr.Error()
