@@ -39,10 +39,9 @@ say scripts
 (cd test && go vet ./... && go test ./...)
 
 say conformance
-hack/conformance.sh
-hack/conformance.sh -focus Streaming -- -websocket-exec -websocket-attach -websocket-portforward
 hack/conformance.sh -- -parallel 4
-hack/conformance.sh -- -runtime-handler foreign # containers by containerd's shim and runc
+hack/conformance.sh -focus Streaming -- -websocket-exec -websocket-attach -websocket-portforward
+hack/conformance.sh -- -parallel 4 -runtime-handler foreign # containers by containerd's shim and runc
 hack/conformance-oci.sh
 
 say 'Docker and Podman'
