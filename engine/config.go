@@ -46,5 +46,6 @@ type CNIConfig struct {
 func (c *Config) podDir(id string) string       { return filepath.Join(c.RunDir, "pods", id) }
 func (c *Config) containerDir(id string) string { return filepath.Join(c.RunDir, "containers", id) }
 func (c *Config) layerDir(id string) string     { return filepath.Join(c.StateDir, "containers", id) }
+func (c *Config) runcDir() string               { return filepath.Join(c.RunDir, "runc") }
 func (c *Config) emptyDir() string              { return filepath.Join(c.StateDir, "empty") }
 func (c *Config) trashDir() string              { return filepath.Join(c.StateDir, "trash") }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/longshore/longshore/internal/pb"
 	"github.com/longshore/longshore/shim/api"
@@ -30,7 +31,7 @@ func (e *Engine) foreignOptions(h *Handler, rec *Container) (*api.Any, error) {
 	if err != nil {
 		return nil, err
 	}
-	how := &api.Foreign{Binary: binary, Publish: selfBinary(), Options: h.options(e.cfg.RunDir), Cgroup: rec.CgroupPath}
+	how := &api.Foreign{Binary: binary, Publish: selfBinary(), Options: h.options(e.cfg.runcDir()), Cgroup: rec.CgroupPath}
 	return &api.Any{TypeURL: api.ForeignType, Value: pb.Marshal(how)}, nil
 }
 
@@ -42,8 +43,9 @@ func (e *Engine) isForeign(c *container) bool {
 }
 
 // clearForeign has a new keeper clear away what another runtime's shim may hold
-// of a container whose own keeper is gone. What cannot be cleared away stays with
-// its record, for the next start of the daemon.
+// of a container whose own keeper is gone, and ends what the runtime has left
+// running. What could not be tried stays with its record, for the next start of
+// the daemon.
 func (e *Engine) clearForeign(c *container) {
 	if !e.isForeign(c) {
 		return
@@ -57,6 +59,33 @@ func (e *Engine) clearForeign(c *container) {
 	if err != nil {
 		e.log.Warn("what another runtime holds of a container stays", "container", c.id, "err", err)
 	}
+	if e.isForeign(c) {
+		return
+	}
+	if err := e.endGroup(c.snapshot().CgroupPath); err != nil {
+		e.log.Warn("cgroup stays", "container", c.id, "err", err)
+	}
+	// Killed before it has written its state, runc does not find its directory again.
+	if err := os.RemoveAll(filepath.Join(e.cfg.runcDir(), api.ForeignNamespace, c.id)); err != nil {
+		e.log.Warn("runc's state stays", "container", c.id, "err", err)
+	}
+}
+
+// groupLimit bounds the wait for processes that were killed.
+const groupLimit = 2 * time.Second
+
+// endGroup ends what runs in a cgroup, and removes it; "" is none.
+func (e *Engine) endGroup(path string) error {
+	if path == "" {
+		return nil
+	}
+	group := e.cgroups.Load(path)
+	if err := group.Kill(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(e.life, groupLimit)
+	defer cancel()
+	return errors.Join(group.WaitEmpty(ctx), group.Remove())
 }
 
 // abandonForeign ends and removes in the background a container of another

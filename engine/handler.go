@@ -108,11 +108,11 @@ type genericOptions struct {
 }
 
 // options are what the shim gets with each container; nil: none.
-func (h *Handler) options(runDir string) *api.Any {
+func (h *Handler) options(runcDir string) *api.Any {
 	switch {
 	case h.isRunc():
 		return &api.Any{TypeURL: "containerd.runc.v1.Options",
-			Value: pb.Marshal(&runcOptions{BinaryName: h.OCIRuntime, Root: filepath.Join(runDir, "runc")})}
+			Value: pb.Marshal(&runcOptions{BinaryName: h.OCIRuntime, Root: runcDir})}
 	case h.ConfigPath != "":
 		return &api.Any{TypeURL: "runtimeoptions.v1.Options", Value: pb.Marshal(&genericOptions{ConfigPath: h.ConfigPath})}
 	}

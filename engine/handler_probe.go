@@ -137,7 +137,7 @@ func (e *Engine) foreignFeatures(h *Handler, shimDirs []string) (HandlerFeatures
 	defer cancel()
 	cmd := exec.CommandContext(ctx, binary, "-info")
 	cmd.WaitDelay = time.Second
-	if options := h.options(e.cfg.RunDir); options != nil {
+	if options := h.options(e.cfg.runcDir()); options != nil {
 		cmd.Stdin = bytes.NewReader(pb.Marshal(options))
 	}
 	out := &capped{max: maxInfo}

@@ -76,18 +76,18 @@ func TestForeignRootsSpreadMounts(t *testing.T) {
 
 func TestOptionsHaveTheRuntimesType(t *testing.T) {
 	h := Handler{RuntimeType: "io.containerd.runc.v2", OCIRuntime: "/usr/bin/crun"}
-	options := h.options("/run/x")
+	options := h.options("/run/x/runc")
 	var runc runcOptions
 	if err := pb.Unmarshal(options.Value, &runc); err != nil || options.TypeURL != "containerd.runc.v1.Options" || runc != (runcOptions{"/usr/bin/crun", "/run/x/runc"}) {
 		t.Errorf("%s %+v, %v", options.TypeURL, runc, err)
 	}
 	h = Handler{RuntimeType: "io.containerd.kata.v2", ConfigPath: "/etc/kata.toml"}
-	options = h.options("/run/x")
+	options = h.options("/run/x/runc")
 	var generic genericOptions
 	if err := pb.Unmarshal(options.Value, &generic); err != nil || options.TypeURL != "runtimeoptions.v1.Options" || generic.ConfigPath != "/etc/kata.toml" {
 		t.Errorf("%s %+v, %v", options.TypeURL, generic, err)
 	}
-	if options := (&Handler{RuntimeType: "io.containerd.kata.v2"}).options("/run/x"); options != nil {
+	if options := (&Handler{RuntimeType: "io.containerd.kata.v2"}).options("/run/x/runc"); options != nil {
 		t.Errorf("%+v", options)
 	}
 }

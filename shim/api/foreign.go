@@ -12,6 +12,10 @@ type Foreign struct {
 	Cgroup  string `pb:"4"` // of the container
 }
 
+// ForeignNamespace is containerd's name for what Kubernetes runs. Shims name
+// their state by it.
+const ForeignNamespace = "k8s.io"
+
 // ForeignFile is in a bundle for as long as another runtime's shim may hold
 // something of the container: a [ForeignRecord].
 const ForeignFile = "foreign.json"

@@ -34,10 +34,6 @@ var endLimit = 10 * time.Second
 // maxOutput bounds what is read of a shim's output, in bytes.
 const maxOutput = 64 << 10
 
-// namespace is that of Kubernetes, under which containerd starts shims too:
-// some shims name their state by it.
-const namespace = "k8s.io"
-
 // remote is the shim of another runtime.
 type remote struct {
 	id, bundle string
@@ -69,11 +65,11 @@ func (r *remote) start(ctx context.Context) error {
 func (r *remote) run(ctx context.Context, verb string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, slowLimit)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, r.rec.Binary, "-namespace", namespace, "-id", r.id, "-address", r.events,
+	cmd := exec.CommandContext(ctx, r.rec.Binary, "-namespace", api.ForeignNamespace, "-id", r.id, "-address", r.events,
 		"-publish-binary", r.rec.Publish, "-bundle", r.bundle, verb)
 	cmd.Dir = r.bundle
 	// What our own environment has for Go's runtime suits our shim alone.
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "TTRPC_ADDRESS=" + r.events, "GRPC_ADDRESS=" + r.events, "NAMESPACE=" + namespace, "MAX_SHIM_VERSION=3", "GOMAXPROCS=2"}
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "TTRPC_ADDRESS=" + r.events, "GRPC_ADDRESS=" + r.events, "NAMESPACE=" + api.ForeignNamespace, "MAX_SHIM_VERSION=3", "GOMAXPROCS=2"}
 	out, errOut := &bounded{}, &bounded{}
 	cmd.Stdout, cmd.Stderr = out, errOut
 	cmd.WaitDelay = endLimit // what it leaves behind may hold its output open
