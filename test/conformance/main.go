@@ -67,15 +67,16 @@ func main() {
 }
 
 func printCrictl(ctx context.Context, cache string) error {
+	cache, err := filepath.Abs(cache) // it is built in another directory
+	if err != nil {
+		return err
+	}
 	dir, err := toolsDir(cache)
 	if err != nil {
 		return err
 	}
 	path, err := buildCrictl(ctx, dir)
-	if err != nil {
-		return err
-	}
-	if path, err = filepath.Abs(path); err == nil {
+	if err == nil {
 		fmt.Println(path)
 	}
 	return err
