@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -111,15 +112,13 @@ func clean(room string) error {
 
 // removeContainers removes what the program has left.
 func removeContainers(room string) error {
-	dirs, err := os.ReadDir(filepath.Join(room, "state"))
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
+	runtime := filepath.Join(room, "runtime")
+	left, err := exec.Command(runtime, "list", "--quiet").Output()
 	if err != nil {
-		return err
+		return fmt.Errorf("%s list: %w", runtime, err)
 	}
-	for _, dir := range dirs {
-		cmd := exec.Command(filepath.Join(room, "runtime"), "delete", "--force", dir.Name())
+	for _, id := range strings.Fields(string(left)) {
+		cmd := exec.Command(runtime, "delete", "--force", id)
 		if text, err := cmd.CombinedOutput(); err != nil {
 			return fmt.Errorf("%s: %w\n%s", cmd, err, text)
 		}
