@@ -46,6 +46,3 @@ hack/conformance-oci.sh
 
 say 'Docker and Podman'
 hack/callers.sh
-
-say 'a machine with cgroup v2'
-hack/test-v2.sh
