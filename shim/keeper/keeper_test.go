@@ -136,6 +136,16 @@ func call(method api.Method, req any) (any, error) {
 	return method(context.Background(), func(msg any) error { return pb.Unmarshal(data, msg) }, &api.Files{})
 }
 
+// self is this program, which plays the shim; it is started in other directories.
+func self(t *testing.T) string {
+	t.Helper()
+	path, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
 // order is a request for a container of the fake shim, in a new bundle.
 func order(t *testing.T, how string) *api.CreateTaskRequest {
 	t.Helper()
@@ -144,7 +154,7 @@ func order(t *testing.T, how string) *api.CreateTaskRequest {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	foreign := &api.Foreign{Binary: os.Args[0], Options: &api.Any{TypeURL: "fake", Value: []byte(how)}}
+	foreign := &api.Foreign{Binary: self(t), Options: &api.Any{TypeURL: "fake", Value: []byte(how)}}
 	return &api.CreateTaskRequest{ID: "c", Bundle: dir, Stdout: api.LogScheme + filepath.Join(dir, "c.log"), Stderr: "-",
 		Options: &api.Any{TypeURL: api.ForeignType, Value: pb.Marshal(foreign)}}
 }
@@ -316,7 +326,7 @@ func TestCleanFindsAShimByItsArguments(t *testing.T) {
 	if _, err := call(s.create, req); err != nil {
 		t.Fatal(err)
 	}
-	r := &remote{id: req.ID, bundle: req.Bundle, rec: api.ForeignRecord{Binary: os.Args[0]}}
+	r := &remote{id: req.ID, bundle: req.Bundle, rec: api.ForeignRecord{Binary: self(t)}}
 	if err := r.note(); err != nil {
 		t.Fatal(err)
 	}

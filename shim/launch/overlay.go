@@ -223,11 +223,16 @@ func openLayer(key, path string, o *overlay, layers *fdList) (int, error) {
 
 // overlayAt mounts the classic way at dir and takes the mount off again.
 func overlayAt(source string, options []string, dir string) (int, error) {
-	data := strings.Join(options, ",")
+	// mount(2) takes it as a flag, and overlayfs refuses it among its options.
+	flags := uintptr(0)
+	if slices.Contains(options, "ro") {
+		flags = unix.MS_RDONLY
+	}
+	data := strings.Join(slices.DeleteFunc(slices.Clone(options), func(o string) bool { return o == "ro" }), ",")
 	if len(data) >= os.Getpagesize() {
 		return -1, fmt.Errorf("options of %d bytes: %w", len(data), unix.E2BIG)
 	}
-	if err := unix.Mount(source, dir, "overlay", 0, data); err != nil {
+	if err := unix.Mount(source, dir, "overlay", flags, data); err != nil {
 		return -1, err
 	}
 	fd, err := cloneHostPath(dir, false)
