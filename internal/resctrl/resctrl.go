@@ -47,7 +47,7 @@ func New(root, id string, rdt *specs.LinuxIntelRdt) (*Class, error) {
 		return nil, fmt.Errorf("linux.intelRdt: container id %q is no name of a directory: %w", id, unix.EINVAL)
 	}
 	if s := rdt.MemBwSchema; s != "" && !strings.HasPrefix(s, "MB:") {
-		return nil, fmt.Errorf("linux.intelRdt.memBwSchema %q does not begin with MB: : %w", s, unix.EINVAL)
+		return nil, fmt.Errorf("linux.intelRdt.memBwSchema %q does not begin with \"MB:\": %w", s, unix.EINVAL)
 	}
 	c := &Class{root: root, id: id, rdt: rdt}
 	for _, line := range c.lines() {

@@ -188,3 +188,12 @@ func TestSeccompAgentIsMissing(t *testing.T) {
 		t.Error("its cgroup is left")
 	}
 }
+
+// ioctlPointer calls ioctl with a pointer to a structure in memory of Go.
+func ioctlPointer(fd int, request uintptr, arg unsafe.Pointer) (int, error) {
+	res, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), request, uintptr(arg))
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(res), nil
+}

@@ -399,15 +399,6 @@ func ignoredSignals() []int {
 	return ignored
 }
 
-// ioctlPointer calls ioctl with a pointer to a structure in memory of Go.
-func ioctlPointer(fd int, request uintptr, arg unsafe.Pointer) (int, error) {
-	res, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), request, uintptr(arg))
-	if errno != 0 {
-		return 0, errno
-	}
-	return int(res), nil
-}
-
 // ioctlValue calls ioctl with a plain number.
 func ioctlValue(fd int, request, arg uintptr) (int, error) {
 	res, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), request, arg)

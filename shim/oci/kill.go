@@ -173,7 +173,7 @@ func (c *cli) delete(args []string) error {
 			return err
 		}
 	}
-	ct, err := c.openLocked(id)
+	ct, _, status, err := c.openWithStatus(id)
 	if errors.Is(err, errNotExist) && force {
 		return c.removeRemains(id)
 	}
@@ -181,14 +181,6 @@ func (c *cli) delete(args []string) error {
 		return err
 	}
 	defer ct.unlock()
-	p, err := ct.process()
-	if err != nil {
-		return err
-	}
-	status, err := ct.status(p)
-	if err != nil {
-		return err
-	}
 	if status != specs.StateStopped {
 		return fmt.Errorf("delete container %s: it is %s, not stopped: %w", id, status, unix.EBUSY)
 	}

@@ -109,19 +109,11 @@ func (c *cli) freeze(verb string, args []string, from []specs.ContainerState, st
 	if err != nil {
 		return err
 	}
-	ct, err := c.openLocked(ids[0])
+	ct, _, status, err := c.openWithStatus(ids[0])
 	if err != nil {
 		return err
 	}
 	defer ct.unlock()
-	p, err := ct.process()
-	if err != nil {
-		return err
-	}
-	status, err := ct.status(p)
-	if err != nil {
-		return err
-	}
 	if !slices.Contains(from, status) {
 		return fmt.Errorf("%s container %s: it is %s: %w", verb, ct.ID, status, unix.EINVAL)
 	}

@@ -20,19 +20,11 @@ func (c *cli) start(args []string) error {
 	if err := readOnlySelf(); err != nil {
 		return err
 	}
-	ct, err := c.openLocked(ids[0])
+	ct, p, status, err := c.openWithStatus(ids[0])
 	if err != nil {
 		return err
 	}
 	defer ct.unlock()
-	p, err := ct.process()
-	if err != nil {
-		return err
-	}
-	status, err := ct.status(p)
-	if err != nil {
-		return err
-	}
 	if status != specs.StateCreated {
 		return fmt.Errorf("start container %s: it is %s, not created: %w", ct.ID, status, unix.EINVAL)
 	}

@@ -22,6 +22,24 @@ func (ct *container) process() (*launch.Process, error) {
 	return launch.FindProcess(ct.Pid, ct.Started)
 }
 
+// openWithStatus is openLocked for a command that depends on what has become of
+// the container.
+func (c *cli) openWithStatus(id string) (*container, *launch.Process, specs.ContainerState, error) {
+	ct, err := c.openLocked(id)
+	if err != nil {
+		return nil, nil, "", err
+	}
+	p, err := ct.process()
+	if err == nil {
+		var status specs.ContainerState
+		if status, err = ct.status(p); err == nil {
+			return ct, p, status, nil
+		}
+	}
+	ct.unlock()
+	return nil, nil, "", err
+}
+
 // status asks the kernel what has become of the container.
 func (ct *container) status(p *launch.Process) (specs.ContainerState, error) {
 	if ct.Pid == 0 {
