@@ -129,7 +129,7 @@ func (c *Config) release(drop func(Owner) bool) error {
 	if err != nil {
 		return err
 	}
-	var errs []error
+	errs := []error{s.unstage()}
 	for _, a := range all {
 		if has, err := s.owner(a); err != nil {
 			errs = append(errs, err)

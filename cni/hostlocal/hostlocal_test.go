@@ -1,6 +1,7 @@
 package hostlocal
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -13,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/containernetworking/cni/pkg/types"
+	"golang.org/x/sys/unix"
 )
 
 func parse(t *testing.T, dir, ipam, args string) *Config {
@@ -144,6 +146,57 @@ func TestAddTakesBackOnError(t *testing.T) {
 	}
 	if got := left(t, dir); !slices.Equal(got, []string{"10.0.0.2", "10.1.0.2"}) {
 		t.Errorf("left %v", got)
+	}
+}
+
+// TestAddressAppearsWithItsOwner: whoever is killed while it reserves, no file
+// of an address is ever seen that belongs to nobody, and what it has staged
+// goes with the next DEL.
+func TestAddressAppearsWithItsOwner(t *testing.T) {
+	dir := t.TempDir()
+	c := parse(t, dir, `"subnet":"10.0.0.0/24"`, "")
+	net := filepath.Join(dir, "net")
+	if err := os.Mkdir(net, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	watch, err := unix.InotifyInit1(unix.IN_NONBLOCK)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(watch)
+	if _, err := unix.InotifyAddWatch(watch, net, unix.IN_CREATE|unix.IN_MOVED_TO); err != nil {
+		t.Fatal(err)
+	}
+	addresses(t, c, Owner{"a", "eth0"})
+	buf := make([]byte, 4096)
+	n, err := unix.Read(watch, buf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := false
+	for at := 0; at < n; {
+		mask, length := binary.NativeEndian.Uint32(buf[at+4:]), int(binary.NativeEndian.Uint32(buf[at+12:]))
+		name := strings.TrimRight(string(buf[at+unix.SizeofInotifyEvent:at+unix.SizeofInotifyEvent+length]), "\x00")
+		at += unix.SizeofInotifyEvent + length
+		if name == "10.0.0.2" {
+			seen = true
+			if mask&unix.IN_MOVED_TO == 0 {
+				t.Errorf("%s is made empty (event %#x)", name, mask)
+			}
+		}
+	}
+	if !seen {
+		t.Error("no event of the address was seen")
+	}
+	staged := filepath.Join(net, stagedFile)
+	if err := os.WriteFile(staged, []byte("b"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Del(Owner{"b", "eth0"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Lstat(staged); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("what was staged is there after DEL: %v", err)
 	}
 }
 

@@ -13,9 +13,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Names and text of the files are the reference plugin's, with its line break.
+// Names and text of the files are the reference plugin's, with its line break;
+// the staged file is ours alone.
 const (
 	lockFile   = "lock"
+	stagedFile = ".reserving"
 	lastPrefix = "last_reserved_ip."
 	lineBreak  = "\r\n"
 )
@@ -59,22 +61,22 @@ func (s *store) close() { s.lock.Close() }
 
 func (s *store) file(a netip.Addr) string { return filepath.Join(s.dir, a.String()) }
 
-// reserve gives false if the address is taken.
+// reserve gives false if the address is taken. Its file appears with the owner
+// in it: one that a crash left empty would belong to nobody, and no DEL would
+// free the address.
 func (s *store) reserve(a netip.Addr, o Owner) (bool, error) {
-	f, err := os.OpenFile(s.file(a), os.O_RDWR|os.O_EXCL|os.O_CREATE, 0o644)
-	if errors.Is(err, fs.ErrExist) {
+	if err := unix.Access(s.file(a), unix.F_OK); err == nil {
 		return false, nil
 	}
-	if err != nil {
-		return false, err
+	staged := filepath.Join(s.dir, stagedFile)
+	err := os.WriteFile(staged, []byte(strings.TrimSpace(o.ContainerID)+lineBreak+o.IfName), 0o644)
+	if err == nil {
+		// Every writer holds the lock: nobody has made the file meanwhile.
+		err = os.Rename(staged, s.file(a))
 	}
-	_, err = f.WriteString(strings.TrimSpace(o.ContainerID) + lineBreak + o.IfName)
-	if closeErr := f.Close(); err == nil {
-		err = closeErr
-	}
 	if err != nil {
-		os.Remove(f.Name())
-		return false, fmt.Errorf("write %s: %w", f.Name(), err)
+		os.Remove(staged)
+		return false, fmt.Errorf("write %s: %w", s.file(a), err)
 	}
 	return true, nil
 }
@@ -91,6 +93,14 @@ func (s *store) owner(a netip.Addr) (Owner, error) {
 
 func (s *store) remove(a netip.Addr) error {
 	if err := os.Remove(s.file(a)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// unstage removes what a crash left of a reservation that did not come about.
+func (s *store) unstage() error {
+	if err := os.Remove(filepath.Join(s.dir, stagedFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return nil
