@@ -306,6 +306,21 @@ func (g *Group) Procs() ([]int, error) {
 	return procsBelow(g.dir(t))
 }
 
+// everywhere lists the processes of the group and below in all hierarchies. One
+// whose runtime was killed while it placed it is in some of them only.
+func (g *Group) everywhere() ([]int, error) {
+	var all []int
+	for i := range g.host.Trees {
+		pids, err := procsBelow(g.dir(&g.host.Trees[i]))
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, pids...)
+	}
+	slices.Sort(all)
+	return slices.Compact(all), nil
+}
+
 // populated gives the hierarchy to ask about the group's processes. On a
 // hybrid host that is cgroup2 if anything joined it there, else version 1:
 // another tool's processes may be in one only. It is nil where the group does

@@ -40,6 +40,9 @@ func (g *Group) Kill() error {
 	}
 	if t.Unified && !g.host.NoKillFile {
 		err := writeFile(g.dir(t), "cgroup.kill", "1")
+		if err == nil && g.host.Mode != V2 {
+			err = g.signalEach(true) // another tool's processes may be in version 1 only
+		}
 		if err == nil || !errors.Is(err, fs.ErrNotExist) {
 			return wrapKill(g.path, err)
 		}
@@ -57,19 +60,33 @@ func wrapKill(path string, err error) error {
 	return fmt.Errorf("kill cgroup %s: %w", path, err)
 }
 
+// killEach is for where the kernel does not kill a group as a whole. The group
+// stands still meanwhile, so that no child is born unseen.
 func (g *Group) killEach() error {
+	pids, err := g.everywhere()
+	if err != nil || len(pids) == 0 {
+		return err
+	}
 	// One that does not stand still is signalled nevertheless.
 	frozen := g.Freeze()
-	killed := map[int]bool{}
-	thaw := g.Thaw
-	if errors.Is(frozen, errNoFreezer) {
-		thaw = func() error { return nil }
+	err = g.signalEach(frozen != nil)
+	if errors.Is(frozen, errNoFreezer) || errors.Is(frozen, fs.ErrNotExist) {
+		return err
 	}
-	var err error
+	if thawed := g.Thaw(); !gone(thawed) { // it may go with its last process
+		err = errors.Join(err, thawed)
+	}
+	return err
+}
+
+// signalEach sends SIGKILL to each process of the group; with again until it
+// finds no new one.
+func (g *Group) signalEach(again bool) error {
+	killed := map[int]bool{}
 	for range killRounds {
-		var pids []int
-		if pids, err = g.Procs(); err != nil {
-			break
+		pids, err := g.everywhere()
+		if err != nil {
+			return err
 		}
 		fresh := false
 		for _, pid := range pids {
@@ -78,14 +95,14 @@ func (g *Group) killEach() error {
 			}
 			fresh, killed[pid] = true, true
 			if err := unix.Kill(pid, unix.SIGKILL); err != nil && err != unix.ESRCH {
-				return errors.Join(fmt.Errorf("signal %d: %w", pid, err), thaw())
+				return fmt.Errorf("signal %d: %w", pid, err)
 			}
 		}
-		if !fresh || frozen == nil {
+		if !fresh || !again {
 			break
 		}
 	}
-	return errors.Join(err, thaw())
+	return nil
 }
 
 // Freeze stops every process of the group and below, and returns when they
@@ -197,7 +214,7 @@ func (g *Group) WaitEmpty(ctx context.Context) error {
 			}
 			continue // another tool's processes may be in version 1 only
 		}
-		pids, err := g.Procs()
+		pids, err := g.everywhere()
 		if err != nil || len(pids) == 0 {
 			return err
 		}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -188,6 +189,49 @@ func TestKillReachesEveryProcess(t *testing.T) {
 	}
 	if err := errors.Join(g.Remove(), g.Remove(), g.Kill(), g.WaitEmpty(ctx), g.Freeze()); err != nil {
 		t.Errorf("of a group that is gone: %v", err)
+	}
+}
+
+// TestKillReachesWhoIsInOneHierarchyOnly: another runtime was killed while it
+// placed a process. The last hierarchy is none that is asked first.
+func TestKillReachesWhoIsInOneHierarchyOnly(t *testing.T) {
+	h, g := realGroup(t, nil)
+	if h.Mode == V2 {
+		t.Skip("this machine has one hierarchy")
+	}
+	cmd, in := start(t, g, "sleep 1000") // in all
+	release(t, in)
+	awaitProc(t, g, cmd.Process.Pid)
+	var last *Tree
+	for i := range h.Trees {
+		if t := &h.Trees[i]; !t.Unified {
+			last = t
+		}
+	}
+	astray := exec.Command("sleep", "1000")
+	if err := astray.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- astray.Wait() }()
+	if err := writeFile(g.dir(last), "cgroup.procs", strconv.Itoa(astray.Process.Pid)); err != nil {
+		astray.Process.Kill()
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if err := errors.Join(g.Kill(), g.WaitEmpty(ctx)); err != nil {
+		t.Error(err)
+	}
+	select {
+	case <-ended:
+	case <-ctx.Done():
+		t.Errorf("a process in %s only goes on", last.Mount)
+		astray.Process.Kill()
+		<-ended
+	}
+	if err := g.Remove(); err != nil {
+		t.Error(err)
 	}
 }
 
