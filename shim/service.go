@@ -177,14 +177,15 @@ func (s *service) delete(_ context.Context, decode func(any) error, _ *api.Files
 	if err != nil {
 		return nil, err
 	}
-	if err := c.delete(p); err != nil {
-		return nil, err
-	}
-	if p == c.init {
+	err = c.delete(p)
+	if p == c.init && p.ended() { // also if something of it stays: the daemon clears that away, and does not ask again
 		s.mu.Lock()
 		delete(s.containers, c.id)
 		s.endIfIdle()
 		s.mu.Unlock()
+	}
+	if err != nil {
+		return nil, err
 	}
 	return &api.DeleteResponse{Pid: uint32(p.pid()), ExitStatus: uint32(p.exit.Code), ExitedAt: p.exitedAt()}, nil
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/longshore/longshore/internal/pb"
 	"github.com/longshore/longshore/shim/api"
+	"golang.org/x/sys/unix"
 )
 
 // TestMain makes this binary a shim of containerd's convention too, whose one
@@ -298,6 +300,36 @@ func TestContainerThatNobodyWantsIsNotKept(t *testing.T) {
 	<-s.Ending()
 }
 
+// TestKeeperEndsThoughSomethingStays: a removal that was not complete is not
+// asked for again.
+func TestKeeperEndsThoughSomethingStays(t *testing.T) {
+	needRoot(t)
+	s := New("@keeper")
+	req := order(t, "die")
+	if _, err := call(s.create, req); err != nil {
+		t.Fatal(err)
+	}
+	id := &api.ProcessRequest{ID: "c"}
+	if _, err := call(s.start, id); err == nil {
+		t.Error("Start of a shim that died succeeded")
+	}
+	if _, err := call(s.wait, id); err != nil {
+		t.Fatal(err)
+	}
+	s.made.shim.rec.Binary = "/nonexistent/shim"
+	if _, err := call(s.delete, id); err == nil {
+		t.Error("Delete without the shim's binary succeeded")
+	}
+	if _, err := call(s.shutdown, &api.ShutdownRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-s.Ending():
+	case <-time.After(10 * time.Second):
+		t.Error("the keeper does not end")
+	}
+}
+
 // TestCleanNeedsNoKeeper: another keeper clears away by the record.
 func TestCleanNeedsNoKeeper(t *testing.T) {
 	needRoot(t)
@@ -335,6 +367,36 @@ func TestCleanFindsAShimByItsArguments(t *testing.T) {
 	}
 	if _, err := net.Dial("unix", filepath.Join(req.Bundle, fakeSocket)); err == nil {
 		t.Error("the shim goes on")
+	}
+}
+
+// TestKillFindsWhoIsJustBeingStarted: while processes are looked for, one may
+// start the next and end.
+func TestKillFindsWhoIsJustBeingStarted(t *testing.T) {
+	needRoot(t)
+	bundle := t.TempDir()
+	relay, fifo := filepath.Join(bundle, "relay"), filepath.Join(bundle, "fifo")
+	script := "[ $2 = 0 ] && read never <fifo\nsh $0 $1 $(($2 - 1)) &\n"
+	if err := errors.Join(os.WriteFile(relay, []byte(script), 0o600), unix.Mkfifo(fifo, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 30 {
+		r := &remote{id: fmt.Sprint("relay", os.Getpid(), "-", i), bundle: bundle, rec: api.ForeignRecord{Binary: "/bin/sh"}}
+		first := exec.Command("sh", relay, r.id, "2")
+		first.Dir = bundle
+		if err := first.Start(); err != nil {
+			t.Fatal(err)
+		}
+		if i%2 == 0 { // it may have ended, and the second too
+			_ = first.Wait()
+		}
+		if err := r.kill(); err != nil {
+			t.Fatal(err)
+		}
+		_ = first.Wait() // of the signal, if not earlier
+		if found, err := r.killListed(); found || err != nil {
+			t.Fatalf("somebody goes on: %v", err)
+		}
 	}
 }
 

@@ -189,31 +189,72 @@ func (r *remote) end(ctx context.Context) error {
 	return nil
 }
 
+const (
+	// clearRounds is after how many lists without any of them the shim's processes
+	// have ended. While a list is gone through, one may start the next and end; a
+	// shim comes to life in two such steps at most.
+	clearRounds = 3
+	// maxKillRounds bounds how often they are looked for.
+	maxKillRounds = 100
+)
+
 // kill ends the shim's processes: those of its binary that have the container's
 // id among their arguments, as the convention wants it. One that was started by a
 // keeper which then died is known by nothing else.
 func (r *remote) kill() error {
+	clear := 0
+	for range maxKillRounds {
+		found, err := r.killListed()
+		if err != nil {
+			return err
+		}
+		if clear++; found {
+			clear = 0
+		}
+		if clear == clearRounds {
+			return nil
+		}
+	}
+	return fmt.Errorf("processes of %s for container %s go on coming", r.rec.Binary, r.id)
+}
+
+// killListed kills what there is of the shim at the moment.
+func (r *remote) killListed() (found bool, err error) {
 	dirs, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
-		return err
+		return false, err
 	}
 	var errs []error
 	for _, dir := range dirs {
 		if pid, err := strconv.Atoi(filepath.Base(dir)); err == nil && r.isOurs(pid) {
+			found = true
 			errs = append(errs, r.killProcess(pid))
 		}
 	}
-	return errors.Join(errs...)
+	return found, errors.Join(errs...)
 }
 
-// isOurs reports whether a process is the container's shim.
+// isOurs reports whether a process is the container's shim. One in the middle of
+// its execve has no arguments to be known by, but its working directory already.
 func (r *remote) isOurs(pid int) bool {
 	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 	if err != nil {
 		return false
 	}
+	if len(line) == 0 {
+		return r.worksInBundle(pid)
+	}
 	args := strings.Split(string(line), "\x00")
 	return filepath.Base(args[0]) == filepath.Base(r.rec.Binary) && slices.Contains(args[1:], r.id)
+}
+
+// worksInBundle gives false for threads of the kernel, and for what has ended.
+func (r *remote) worksInBundle(pid int) bool {
+	var bundle, cwd unix.Stat_t
+	if unix.Stat(r.bundle, &bundle) != nil || unix.Stat(fmt.Sprintf("/proc/%d/cwd", pid), &cwd) != nil {
+		return false
+	}
+	return bundle.Dev == cwd.Dev && bundle.Ino == cwd.Ino
 }
 
 // killProcess kills a process, if its number still means it, and waits for its

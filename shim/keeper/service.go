@@ -204,13 +204,16 @@ func (s *Service) delete(ctx context.Context, decode func(any) error, _ *api.Fil
 		return &api.DeleteResponse{}, nil
 	}
 	defer s.begin()()
-	if err := c.delete(context.WithoutCancel(ctx)); err != nil {
+	err = c.delete(context.WithoutCancel(ctx))
+	pid, state := p.snapshot()
+	if state == api.StatusStopped { // also if something of it stays: the daemon has the next keeper clear that away
+		s.mu.Lock()
+		s.made = nil
+		s.mu.Unlock()
+	}
+	if err != nil {
 		return nil, err
 	}
-	s.mu.Lock()
-	s.made = nil
-	s.mu.Unlock()
-	pid, _ := p.snapshot()
 	return &api.DeleteResponse{Pid: uint32(pid), ExitStatus: uint32(p.exit.Code), ExitedAt: exitedAt(p)}, nil
 }
 

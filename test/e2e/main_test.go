@@ -138,6 +138,7 @@ func setup(t *testing.T, env *testscript.Env) error {
 		return err
 	}
 	env.Setenv("NODE", dir)
+	env.Setenv("CGROUP", n.Cgroup)
 	env.Setenv("IMAGE", image)
 	env.Setenv("BIN", bin)
 	v2, err := onCgroup2()

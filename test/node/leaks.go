@@ -17,17 +17,45 @@ const settle = 10 * time.Second
 
 // Leaks names everything that pods should have taken with them: processes,
 // mounts, links, rules, cgroups, files. Call it when no pod is left; what goes
-// in the background is given some time.
+// in the background is given some time. A shim that is left is ended, and what
+// its goroutines did is told.
 func (n *Node) Leaks() ([]string, error) {
 	deadline := time.Now().Add(settle)
 	for {
 		found, err := n.leaksNow()
-		if err != nil || len(found) == 0 || time.Now().After(deadline) {
+		if err != nil || len(found) == 0 {
 			return found, err
+		}
+		if time.Now().After(deadline) {
+			return append(found, n.stacks(found)...), nil
 		}
 		time.Sleep(20 * time.Millisecond) // a test's patience, not the product's
 	}
 }
+
+// stacks has the shims among what is left behind write the stacks of their
+// goroutines and end, and gives the end of the shims' log.
+func (n *Node) stacks(found []string) []string {
+	for _, line := range found {
+		var pid int
+		if _, err := fmt.Sscanf(line, "process %d: longshore-shim", &pid); err == nil {
+			_ = unix.Kill(pid, unix.SIGQUIT)
+		}
+	}
+	time.Sleep(stacksTime)
+	log, err := os.ReadFile(n.Path("run", "shims", "shim.log"))
+	if err != nil {
+		return []string{err.Error()}
+	}
+	return []string{"shim.log:\n" + string(log[max(0, len(log)-maxStacks):])}
+}
+
+// stacksTime is how long a shim may take to write its stacks, maxStacks how much
+// of them is told, in bytes.
+const (
+	stacksTime = time.Second
+	maxStacks  = 16 << 10
+)
 
 func (n *Node) leaksNow() ([]string, error) {
 	var all []string
