@@ -12,4 +12,5 @@ go build -trimpath -tags nri_no_wasm -ldflags '-s -w' -o "$bin/longshore" .
 # has some 70 KiB less to itself. A Go that does not know the switch builds
 # without it.
 if GOEXPERIMENT=nogreenteagc go list runtime >/dev/null 2>&1; then export GOEXPERIMENT=nogreenteagc; fi
-go build -trimpath -ldflags '-s -w' -o "$bin/longshore-shim" ./shim
+# It is entered before Go's runtime: shim/entry.go.
+go build -trimpath -ldflags '-s -w -E main.entry' -o "$bin/longshore-shim" ./shim

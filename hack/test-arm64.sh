@@ -14,7 +14,7 @@ export GOARCH=arm64 CGO_ENABLED=0
 go vet ./...
 mkdir -p bin/arm64
 go build -trimpath -tags nri_no_wasm -ldflags '-s -w' -o bin/arm64/longshore .
-go build -trimpath -ldflags '-s -w' -o bin/arm64/longshore-shim ./shim
+go build -trimpath -ldflags '-s -w -E main.entry' -o bin/arm64/longshore-shim ./shim
 EMULATE=$(command -v qemu-aarch64-static)
 export EMULATE
 run=$EMULATE

@@ -15,7 +15,8 @@ const programName = "longshore-shim"
 // readOnlySelf makes this process one that runs from a read-only view of its
 // binary, by starting it again from there if need be. What a container gets hold
 // of through /proc/PID/exe of a process that enters it can then not be written
-// (CVE-2019-5736). It does not return if it starts anew.
+// (CVE-2019-5736). It does not return if it starts anew. A binary of
+// hack/build.sh has seen to it already, at less cost: shim/entry.go.
 func readOnlySelf() error {
 	const self = "/proc/self/exe"
 	var fs unix.Statfs_t

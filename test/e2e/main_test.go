@@ -42,9 +42,12 @@ func TestMain(m *testing.M) {
 func build(dir string) error {
 	if bin = os.Getenv("LONGSHORE_BIN"); bin == "" {
 		bin = dir
-		args := []string{"build", "-trimpath", "-tags", "nri_no_wasm", "-o"}
 		for name, pkg := range map[string]string{"longshore": ".", "longshore-shim": "./shim", "guest": "./hack/demo/guest"} {
-			if err := goRun(append(args, filepath.Join(bin, name), pkg)...); err != nil {
+			args := []string{"build", "-trimpath", "-tags", "nri_no_wasm"}
+			if pkg == "./shim" {
+				args = append(args, "-ldflags", "-E main.entry") // as hack/build.sh does
+			}
+			if err := goRun(append(args, "-o", filepath.Join(bin, name), pkg)...); err != nil {
 				return err
 			}
 		}
