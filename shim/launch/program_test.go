@@ -2,6 +2,7 @@ package launch
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"reflect"
 	"slices"
@@ -95,6 +96,52 @@ func TestLoop(t *testing.T) {
 				t.Errorf("%s: status %#x, %v", tt.name, status, err)
 			}
 		}
+	}
+}
+
+// TestChildGetsLittleMemory: no more than the loop and the arena, and what the
+// kernel adds, is copied for a child.
+func TestChildGetsLittleMemory(t *testing.T) {
+	if dynamicallyLinked() {
+		t.Skip("with libc all is copied")
+	}
+	p, err := newProgram(false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.free()
+	parent, childEnd, err := newLink()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer parent.close()
+	b := newBuilder(p, childEnd, nil)
+	b.wait(0)
+	other, err := newProgram(false) // of a launch at the same time
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.free()
+	pid, pidfd, err := p.clone(0, -1, -1)
+	unix.Close(childEnd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer newProcess(pid, pidfd).kill()
+	maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The loop, the arena, at most a piece of the stack; vdso and its data.
+	if n := strings.Count(string(maps), "\n"); n > 3+4 {
+		t.Errorf("%d mappings:\n%s", n, maps)
+	}
+	if pid, pidfd, err = other.clone(0, -1, -1); err != nil { // marked by the first
+		t.Fatal(err)
+	}
+	child := newProcess(pid, pidfd)
+	if status, err := child.Wait(); err != nil || status.ExitStatus() != 125 {
+		t.Errorf("second child: status %#x, %v", status, err)
 	}
 }
 

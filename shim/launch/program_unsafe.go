@@ -317,7 +317,7 @@ func (p *program) clone(flags uintptr, cgroup, pidNS int) (pid, pidfd int, err e
 		r.args[0].flags |= unix.CLONE_INTO_CGROUP
 		r.args[0].cgroup = uint64(cgroup)
 	}
-	child, errno := cloneLoop(r, &r.args[0], unsafe.Sizeof(cloneArgs{}))
+	child, errno := p.cloneAlone()
 	if r.left != 0 {
 		// A thread of this process would put its children, and what the runtime
 		// starts from it, into a container's namespace.
@@ -338,24 +338,65 @@ func (p *program) clone(flags uintptr, cgroup, pidNS int) (pid, pidfd int, err e
 // waiting child then holds none of the parent's memory, which neither leaks
 // nor counts. The kernel may refuse to unmap its own pages; that is no harm.
 func (p *program) keepOnly() {
-	if dynamicallyLinked() {
-		return // libc's threads registered memory with the kernel (rseq)
-	}
-	page := uintptr(os.Getpagesize())
-	start, end := loopText()
-	if end < start {
-		end = start + page
-	}
-	start, end = start&^(page-1), (end+page-1)&^(page-1)
 	low, high := p.addr(0), p.addr(0)+uintptr(len(p.mem))
-	top := addressLimit() - page
-	if end > low || high > top {
+	top := addressLimit() - pageSize
+	start, end, ok := loopPages()
+	if !ok || end > low || high > top {
 		return
 	}
 	name := opName{"unmap", "the parent's memory"}
 	p.add(name, opIgnore, unix.SYS_MUNMAP, 0, start)
 	p.add(name, opIgnore, unix.SYS_MUNMAP, end, low-end)
 	p.add(name, opIgnore, unix.SYS_MUNMAP, high, top-high)
+}
+
+// cloning is held from the marking of memory for a child to its clone.
+var cloning sync.Mutex
+
+// cloneAlone clones the child. One with memory of its own gets a copy of the
+// loop and the arena only: to copy the page tables of all memory, to have every
+// page written to afterwards fault, and to unmap it all in the child takes as
+// long as the rest of a launch. The marks stay: what else this process starts
+// shares its memory until execve (CLONE_VM, as package syscall does).
+func (p *program) cloneAlone() (pid, errno uintptr) {
+	r := p.run()
+	if !p.private {
+		cloning.Lock()
+		defer cloning.Unlock()
+		p.leaveBehind()
+	}
+	return cloneLoop(r, &r.args[0], unsafe.Sizeof(cloneArgs{}))
+}
+
+// leaveBehind marks all memory but the loop and the arena as what a child does
+// not get. That there are holes in between is an error of madvise(2) that changes
+// nothing, and a page more in the child no harm: [program.keepOnly] unmaps it.
+func (p *program) leaveBehind() {
+	start, end, ok := loopPages()
+	if !ok {
+		return
+	}
+	for _, part := range []struct{ from, to, advice uintptr }{
+		{0, start, unix.MADV_DONTFORK},
+		{end, max(end, stackPage()), unix.MADV_DONTFORK},
+		{p.addr(0), p.addr(0) + uintptr(len(p.mem)), unix.MADV_DOFORK},
+	} {
+		_, _, _ = unix.RawSyscall(unix.SYS_MADVISE, part.from, part.to-part.from, part.advice)
+	}
+}
+
+var pageSize = uintptr(os.Getpagesize())
+
+// loopPages gives the pages of the loop's text, unless the child needs more.
+func loopPages() (start, end uintptr, ok bool) {
+	if dynamicallyLinked() {
+		return 0, 0, false // libc's threads registered memory with the kernel (rseq)
+	}
+	start, end = loopText()
+	if end < start {
+		end = start + pageSize
+	}
+	return start &^ (pageSize - 1), (end + pageSize - 1) &^ (pageSize - 1), true
 }
 
 // dynamicallyLinked says whether a loader, and so libc, is part of this
@@ -372,17 +413,25 @@ var dynamicallyLinked = sync.OnceValue(func() bool {
 })
 
 // addressLimit is the end of the user address space: the power of two above
-// the stack, where the kernel put the arguments.
+// the stack.
 func addressLimit() uintptr {
-	if len(os.Args) == 0 || len(os.Args[0]) == 0 {
+	stack, limit := stackPage(), uintptr(1)<<38
+	if stack == 0 {
 		return 1 << 47
 	}
-	stack := uintptr(unsafe.Pointer(unsafe.StringData(os.Args[0])))
-	limit := uintptr(1) << 38
 	for limit < stack && limit < 1<<56 {
 		limit <<= 1
 	}
 	return limit
+}
+
+// stackPage is a page near the top of the first thread's stack, where the kernel
+// put the arguments; 0 without any.
+func stackPage() uintptr {
+	if len(os.Args) == 0 || len(os.Args[0]) == 0 {
+		return 0
+	}
+	return uintptr(unsafe.Pointer(unsafe.StringData(os.Args[0]))) &^ (pageSize - 1)
 }
 
 // ignoredSignals lists the signals this process ignores: a child would inherit
