@@ -58,8 +58,10 @@ func (e *Engine) Recover(ctx context.Context) error {
 	return e.images.GC()
 }
 
-// eachRecord loads all records of a kind; a directory without a readable one
-// is quarantined.
+// eachRecord loads all records of a kind; a directory with a damaged one is
+// quarantined. One that has none yet, or none any more, is of a making or a
+// removal that was not finished and holds nothing: the record is there before
+// and until anything else is.
 func (e *Engine) eachRecord(kind, file string, load func(dir string) error) error {
 	entries, err := os.ReadDir(filepath.Join(e.cfg.RunDir, kind))
 	if err != nil {
@@ -67,6 +69,12 @@ func (e *Engine) eachRecord(kind, file string, load func(dir string) error) erro
 	}
 	for _, entry := range entries {
 		dir := filepath.Join(e.cfg.RunDir, kind, entry.Name())
+		if _, err := os.Lstat(filepath.Join(dir, file)); errors.Is(err, os.ErrNotExist) {
+			if err := os.RemoveAll(dir); err != nil {
+				e.quarantine(dir, err)
+			}
+			continue
+		}
 		if err := load(dir); err != nil {
 			e.quarantine(dir, err)
 		}
