@@ -13,6 +13,7 @@ import (
 	"github.com/longshore/longshore/internal/leanjson"
 	"github.com/longshore/longshore/internal/undo"
 	"github.com/longshore/longshore/shim/api"
+	"github.com/longshore/longshore/shim/bundle"
 	"github.com/longshore/longshore/shim/launch"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -33,9 +34,12 @@ type container struct {
 	doomed bool // was to be ended before it was restored
 }
 
+// seccompEnv names the directory of compiled seccomp profiles.
+const seccompEnv = "LONGSHORE_SECCOMP"
+
 // newContainer makes a container, stopped before its program.
 func newContainer(req *api.CreateTaskRequest) (*container, error) {
-	spec, filter, err := readBundle(req.Bundle)
+	spec, filter, err := bundle.Read(req.Bundle, os.Getenv(seccompEnv))
 	if err != nil {
 		return nil, api.Errorf(api.CodeInvalidArgument, "%v", err)
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/longshore/longshore/internal/cgroup"
 	"github.com/longshore/longshore/internal/leanjson"
 	"github.com/longshore/longshore/shim/api"
+	"github.com/longshore/longshore/shim/bundle"
 	"github.com/longshore/longshore/shim/launch"
 	"golang.org/x/sys/unix"
 )
@@ -179,10 +180,10 @@ func placeFile(path string, place int) error {
 
 // becomeCriu is the process that restores: it does not return but with an
 // error.
-func becomeCriu(bundle string) error {
+func becomeCriu(dir string) error {
 	var r api.Restore
-	path := filepath.Join(bundle, api.RestoreFile)
-	err := withFile(path, func(text []byte) error { return leanjson.Unmarshal(text, &r) })
+	path := filepath.Join(dir, api.RestoreFile)
+	err := bundle.Visit(path, func(text []byte) error { return leanjson.Unmarshal(text, &r) })
 	if err == nil && len(r.Args) == 0 {
 		err = errors.New("no program")
 	}

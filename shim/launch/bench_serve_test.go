@@ -11,6 +11,8 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/longshore/longshore/shim/seccomp"
 )
 
 // serveEnv makes the test binary a helper of the benchmark of launches: it names
@@ -25,9 +27,11 @@ const serveAsEnv = "LAUNCH_BENCH_AS"
 
 // bench serves the benchmark.
 type bench struct {
-	cfg  Config
-	c    *Container
-	runs int
+	cfg     Config
+	cache   string
+	profile []byte // of seccomp, as JSON
+	c       *Container
+	runs    int
 }
 
 func serveBench(bundle string) error {
@@ -67,7 +71,11 @@ func serveBench(bundle string) error {
 	default:
 		return fmt.Errorf("%s=%s: %w", serveAsEnv, as, unix.EINVAL)
 	}
-	b := bench{cfg: Config{Bundle: bundle, Spec: &spec, Template: template, SeccompCache: filepath.Join(dir, "seccomp")}}
+	b := bench{cfg: Config{Bundle: bundle, Spec: &spec, Template: template}, cache: filepath.Join(dir, "seccomp")}
+	if b.profile, err = json.Marshal(spec.Linux.Seccomp); err != nil {
+		return err
+	}
+	spec.Linux.Seccomp = nil
 	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
 		took, err := b.do(lines.Text())
 		if err != nil {
@@ -88,6 +96,9 @@ func (b *bench) do(command string) (int64, error) {
 			b.cfg.Spec.Linux.CgroupsPath = "/" + b.cfg.ID
 			b.cfg.Stdio = Stdio{Stdout: out}
 			var err error
+			if b.cfg.Filter, err = seccomp.Load(b.cache, b.profile); err != nil {
+				return err
+			}
 			if b.c, err = Create(b.cfg); err != nil {
 				return err
 			}

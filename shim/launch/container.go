@@ -63,9 +63,6 @@ type Config struct {
 	Gate string
 	// Filter is the compiled seccomp profile. Nil: Spec.Linux.Seccomp is compiled.
 	Filter *seccomp.Filter
-	// SeccompCache is a directory for compiled profiles; see [seccomp.Load].
-	// Empty, or with Filter: none.
-	SeccompCache string
 }
 
 // Container is a container whose first process waits at the gate, runs, or
@@ -88,7 +85,6 @@ type Container struct {
 	closed  bool
 	removed bool // the cgroup is
 
-	cache    string  // of compiled filters
 	hookErrs []error // of hooks whose failure stops nothing
 }
 
@@ -238,14 +234,7 @@ func filterOf(cfg *Config) (*seccomp.Filter, error) {
 	if cfg.Filter != nil {
 		return cfg.Filter, nil
 	}
-	if cfg.SeccompCache == "" {
-		return compileFilter(cfg.Spec)
-	}
-	f, err := seccomp.Load(cfg.SeccompCache, cfg.Spec.Linux.Seccomp)
-	if err != nil {
-		return nil, fmt.Errorf("linux.seccomp: %w", err)
-	}
-	return f, nil
+	return compileFilter(cfg.Spec)
 }
 
 // compileFilter compiles the spec's seccomp profile; nil without one.

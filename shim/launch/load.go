@@ -21,12 +21,12 @@ import (
 // [Process.StartTime]); if that has ended, or pid is somebody else's by now, the
 // container counts as ended. Its processes are no children of this one, so
 // that [Process.Wait] is not for them. Of cfg only ID, Bundle, Spec, Gate
-// and SeccompCache count.
+// and Filter count.
 func Load(cfg Config, pid int, started uint64) (*Container, error) {
 	if cfg.Spec == nil || cfg.Spec.Linux == nil {
 		return nil, fmt.Errorf("load container %s: linux: %w", cfg.ID, errMissing)
 	}
-	c := &Container{id: cfg.ID, bundle: cfg.Bundle, spec: cfg.Spec, gate: cfg.Gate, cache: cfg.SeccompCache, root: -1, devpts: -1}
+	c := &Container{id: cfg.ID, bundle: cfg.Bundle, spec: cfg.Spec, gate: cfg.Gate, filter: cfg.Filter, root: -1, devpts: -1}
 	var err error
 	if c.host, err = hostCgroups(); err != nil {
 		return nil, fmt.Errorf("load container %s: find cgroups: %w", cfg.ID, err)
@@ -165,7 +165,7 @@ func namespacesOf(pid int, linux *specs.Linux) (*namespaces, error) {
 // and its filter.
 func (c *Container) reopen() (err error) {
 	if c.filter == nil {
-		if c.filter, err = filterOf(&Config{Spec: c.spec, SeccompCache: c.cache}); err != nil {
+		if c.filter, err = compileFilter(c.spec); err != nil {
 			return err
 		}
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/longshore/longshore/internal/atomicfile"
 	"github.com/longshore/longshore/internal/systemd"
 	"github.com/longshore/longshore/internal/undo"
+	"github.com/longshore/longshore/shim/bundle"
 	"github.com/longshore/longshore/shim/launch"
 )
 
@@ -72,15 +73,16 @@ func (c *cli) create(args []string) error {
 // make creates a container: with a gate, one that waits for another process
 // to start it. The container is locked. On an error nothing is left.
 func (c *cli) make(id string, o createOptions, gate bool) (*container, *launch.Container, error) {
-	bundle, err := filepath.Abs(o.bundle)
+	dir, err := filepath.Abs(o.bundle)
 	if err != nil {
 		return nil, nil, err
 	}
-	spec, err := readSpec(filepath.Join(bundle, configFile))
+	path := filepath.Join(dir, configFile)
+	text, err := bundle.Text(path)
 	if err != nil {
 		return nil, nil, err
 	}
-	noProcess, err := prepare(spec)
+	spec, profile, noProcess, err := decode(path, text)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -102,13 +104,13 @@ func (c *cli) make(id string, o createOptions, gate bool) (*container, *launch.C
 		ct.unlock()
 	})
 	ct.record = record{
-		Version: spec.Version, ID: id, Bundle: bundle, Rootfs: rootfs(bundle, spec), Created: time.Now().UTC(),
+		Version: spec.Version, ID: id, Bundle: dir, Rootfs: rootfs(dir, spec), Created: time.Now().UTC().Format(time.RFC3339Nano),
 		Owner: os.Getuid(), Cgroup: spec.Linux.CgroupsPath, NoProcess: noProcess, Annotations: spec.Annotations,
 	}
 	if scope != nil {
 		ct.Scope = scope.Name
 	}
-	if err := atomicfile.WriteJSON(ct.path(configFile), spec, atomicfile.Volatile); err != nil {
+	if err := atomicfile.Write(ct.path(configFile), text, 0o600, atomicfile.Volatile); err != nil {
 		return nil, nil, err
 	}
 	if err := ct.save(); err != nil {
@@ -118,8 +120,12 @@ func (c *cli) make(id string, o createOptions, gate bool) (*container, *launch.C
 	if err != nil {
 		return nil, nil, err
 	}
+	filter, err := filterOf(c.root, profile)
+	if err != nil {
+		return nil, nil, err
+	}
 	cfg := launch.Config{
-		ID: id, Bundle: bundle, Spec: spec, Ordered: true, SeccompCache: filepath.Join(c.root, filters), Stdio: launch.Stdio{Stdin: c.in, Stdout: c.out, Stderr: c.err, Files: files},
+		ID: id, Bundle: dir, Spec: spec, Ordered: true, Filter: filter, Stdio: launch.Stdio{Stdin: c.in, Stdout: c.out, Stderr: c.err, Files: files},
 	}
 	if gate {
 		cfg.Gate = ct.dir
@@ -168,11 +174,15 @@ func (ct *container) launch(cfg launch.Config, scope *systemd.Scope) (*launch.Co
 	return launched, nil
 }
 
-// prepare completes a specification and says whether it has no process: such
-// a container can be created but not started.
-func prepare(spec *specs.Spec) (noProcess bool, err error) {
+// decode reads a specification, completes it, and says whether it has no process:
+// such a container can be created but not started. The seccomp profile stays text.
+func decode(path string, text []byte) (spec *specs.Spec, profile []byte, noProcess bool, err error) {
+	spec, profile, err = bundle.Decode(text)
+	if err != nil {
+		return nil, nil, false, fmt.Errorf("%s: %w", path, err)
+	}
 	if err := checkVersion(spec.Version); err != nil {
-		return false, err
+		return nil, nil, false, err
 	}
 	if spec.Linux == nil {
 		spec.Linux = &specs.Linux{}
@@ -181,7 +191,7 @@ func prepare(spec *specs.Spec) (noProcess bool, err error) {
 		spec.Process = &specs.Process{Args: []string{"/"}, Cwd: "/"}
 		noProcess = true
 	}
-	return noProcess, nil
+	return spec, profile, noProcess, nil
 }
 
 // checkVersion takes what is compatible with the specification this is
@@ -194,7 +204,7 @@ func checkVersion(version string) error {
 	return nil
 }
 
-func rootfs(bundle string, spec *specs.Spec) string {
+func rootfs(bundleDir string, spec *specs.Spec) string {
 	dir := "rootfs"
 	if spec.Root != nil && spec.Root.Path != "" {
 		dir = spec.Root.Path
@@ -202,7 +212,7 @@ func rootfs(bundle string, spec *specs.Spec) string {
 	if filepath.IsAbs(dir) {
 		return dir
 	}
-	return filepath.Join(bundle, dir)
+	return filepath.Join(bundleDir, dir)
 }
 
 // cgroupPath gives the path of the container's cgroup, and the scope that

@@ -81,11 +81,11 @@ func (c *cli) exec(args []string) error {
 	if err := ct.mayExec(o.ignorePaused); err != nil {
 		return err
 	}
-	launched, err := ct.launched()
+	spec, profile, err := ct.config()
 	if err != nil {
 		return err
 	}
-	spec, err := ct.config()
+	launched, err := ct.launched(spec, profile)
 	if err != nil {
 		return err
 	}

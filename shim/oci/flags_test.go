@@ -243,7 +243,7 @@ func TestGolden(t *testing.T) {
 
 func TestConfigIsBounded(t *testing.T) {
 	var v any
-	if err := readJSON("config", strings.NewReader(strings.Repeat(" ", maxConfig+1)), &v); !errors.Is(err, unix.EFBIG) {
+	if err := readJSON("config", strings.NewReader(strings.Repeat(" ", maxJSON+1)), &v); !errors.Is(err, unix.EFBIG) {
 		t.Error(err)
 	}
 }

@@ -224,7 +224,11 @@ func (ct *container) killGroup() error {
 
 // destroy removes a container that another process has made.
 func (c *cli) destroy(ct *container) error {
-	launched, err := ct.launched()
+	var launched *launch.Container
+	spec, _, err := ct.config()
+	if err == nil {
+		launched, err = ct.launched(spec, nil)
+	}
 	if err != nil {
 		c.warn(err) // a damaged specification must not keep the rest
 	}

@@ -34,7 +34,11 @@ func (c *cli) start(args []string) error {
 		}
 		return fmt.Errorf("start container %s: %w", ct.ID, errors.Join(errNoProcess, p.WaitEnd(endTimeout)))
 	}
-	launched, err := ct.launched()
+	spec, _, err := ct.config()
+	if err != nil {
+		return err
+	}
+	launched, err := ct.launched(spec, nil)
 	if err != nil {
 		return err
 	}

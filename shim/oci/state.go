@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"text/tabwriter"
-	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
@@ -20,7 +19,7 @@ type report struct {
 	Status      specs.ContainerState `json:"status"`
 	Bundle      string               `json:"bundle"`
 	Rootfs      string               `json:"rootfs"`
-	Created     time.Time            `json:"created"`
+	Created     string               `json:"created"`
 	Annotations map[string]string    `json:"annotations,omitempty"`
 	Owner       string               `json:"owner"`
 }
@@ -97,7 +96,7 @@ func (c *cli) list(args []string) error {
 	w := tabwriter.NewWriter(c.out, 12, 1, 3, ' ', 0)
 	fmt.Fprintln(w, "ID\tPID\tSTATUS\tBUNDLE\tCREATED\tOWNER")
 	for _, r := range reports {
-		fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\t%s\n", r.ID, r.Pid, r.Status, r.Bundle, r.Created.Format(time.RFC3339Nano), r.Owner)
+		fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\t%s\n", r.ID, r.Pid, r.Status, r.Bundle, r.Created, r.Owner)
 	}
 	return w.Flush()
 }

@@ -8,24 +8,25 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/longshore/longshore/internal/atomicfile"
+	"github.com/longshore/longshore/internal/leanjson"
+	"github.com/longshore/longshore/shim/bundle"
 	"github.com/longshore/longshore/shim/launch"
+	"github.com/longshore/longshore/shim/seccomp"
 )
 
 // Files in a container's directory.
 const (
 	stateFile  = "state.json"
-	configFile = "config.json"
+	configFile = bundle.ConfigFile
 )
 
-// maxConfig bounds the specification: the largest seccomp profiles and mount
-// lists are some hundred KiB.
-const maxConfig = 16 << 20
+// maxJSON bounds other JSON of a client's.
+const maxJSON = 16 << 20
 
 // maxID is what a file name may have.
 const maxID = 255
@@ -43,8 +44,8 @@ type record struct {
 	Started     uint64            `json:"startTime"`
 	Bundle      string            `json:"bundle"`
 	Rootfs      string            `json:"rootfs"`
-	Created     time.Time         `json:"created"`
-	Owner       int               `json:"owner"` // user id
+	Created     string            `json:"created"` // RFC 3339
+	Owner       int               `json:"owner"`   // user id
 	Cgroup      string            `json:"cgroup"`
 	Scope       string            `json:"scope,omitempty"`     // systemd's, that the cgroup is in
 	NoProcess   bool              `json:"noProcess,omitempty"` // none to start
@@ -109,7 +110,10 @@ func (c *cli) open(id string) (*container, error) {
 }
 
 func (ct *container) load(id string) error {
-	err := atomicfile.ReadJSON(ct.path(stateFile), &ct.record)
+	text, err := bundle.Text(ct.path(stateFile))
+	if err == nil {
+		err = leanjson.Unmarshal(text, &ct.record)
+	}
 	if errors.Is(err, os.ErrNotExist) {
 		err = errNotExist
 	}
@@ -194,27 +198,38 @@ func (ct *container) remove() error {
 	return os.RemoveAll(ct.dir)
 }
 
-// config reads the container's specification, as it was at create.
-func (ct *container) config() (*specs.Spec, error) {
-	return readSpec(ct.path(configFile))
+// config reads the container's specification, as it was at create, and the text
+// of its seccomp profile.
+func (ct *container) config() (*specs.Spec, []byte, error) {
+	text, err := bundle.Text(ct.path(configFile))
+	if err != nil {
+		return nil, nil, err
+	}
+	spec, profile, _, err := decode(ct.path(configFile), text)
+	if err == nil {
+		spec.Linux.CgroupsPath = ct.Cgroup
+	}
+	return spec, profile, err
 }
 
-// launched gives the container for starting processes and removal.
-func (ct *container) launched() (*launch.Container, error) {
-	spec, err := ct.config()
+// launched gives the container for its start and its removal, and with the text
+// of its seccomp profile for more processes.
+func (ct *container) launched(spec *specs.Spec, profile []byte) (*launch.Container, error) {
+	filter, err := filterOf(filepath.Dir(ct.dir), profile)
 	if err != nil {
 		return nil, err
 	}
-	cfg := launch.Config{ID: ct.ID, Bundle: ct.Bundle, Spec: spec, Gate: ct.dir, SeccompCache: filepath.Join(filepath.Dir(ct.dir), filters)}
+	cfg := launch.Config{ID: ct.ID, Bundle: ct.Bundle, Spec: spec, Gate: ct.dir, Filter: filter}
 	return launch.Load(cfg, ct.Pid, ct.Started)
 }
 
-func readSpec(path string) (*specs.Spec, error) {
-	var spec specs.Spec
-	if err := readJSONFile(path, &spec); err != nil {
-		return nil, err
+// filterOf compiles a seccomp profile, or finds it compiled below the root.
+func filterOf(root string, profile []byte) (*seccomp.Filter, error) {
+	f, err := seccomp.Load(filepath.Join(root, filters), profile)
+	if err != nil {
+		return nil, fmt.Errorf("linux.seccomp: %w", err)
 	}
-	return &spec, nil
+	return f, nil
 }
 
 // readJSONFile reads a client's file, of a bounded size.
@@ -228,12 +243,12 @@ func readJSONFile(path string, v any) error {
 }
 
 func readJSON(name string, r io.Reader, v any) error {
-	data, err := io.ReadAll(io.LimitReader(r, maxConfig+1))
+	data, err := io.ReadAll(io.LimitReader(r, maxJSON+1))
 	if err != nil {
 		return err
 	}
-	if len(data) > maxConfig {
-		return fmt.Errorf("%s: more than %d bytes: %w", name, maxConfig, unix.EFBIG)
+	if len(data) > maxJSON {
+		return fmt.Errorf("%s: more than %d bytes: %w", name, maxJSON, unix.EFBIG)
 	}
 	if err := json.Unmarshal(data, v); err != nil {
 		return fmt.Errorf("%s: %w", name, err)

@@ -4,7 +4,6 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -25,46 +24,26 @@ const cacheHeader = "longshore seccomp 1 " + runtime.GOARCH + "\n"
 // maxProfile bounds the text of a profile. Docker's default one is 20 KB.
 const maxProfile = 4 << 20
 
-// Load is [Compile] with a cache: compiled programs are files in dir, each named
-// by the SHA-256 of the profile's JSON. A file that is damaged is replaced. A
-// cache that cannot be written is no error: the profile is compiled again.
-func Load(dir string, p *specs.LinuxSeccomp) (*Filter, error) {
-	if p == nil {
+// Load is [Compile] for the JSON of a profile, with a cache: compiled programs
+// are files in dir, each named by the SHA-256 of the text, which is not even read
+// if its program is there. A file that is damaged is replaced. A cache that cannot
+// be written is no error: the profile is compiled again, as it is without dir. No
+// text and null are no profile, and give no filter.
+func Load(dir string, text []byte) (*Filter, error) {
+	switch {
+	case len(text) == 0 || string(text) == "null":
 		return nil, nil
-	}
-	text, err := json.Marshal(p)
-	if err != nil {
-		return nil, fmt.Errorf("seccomp profile: %w", err)
-	}
-	return cachedOr(dir, text, func() (*specs.LinuxSeccomp, error) { return p, nil })
-}
-
-// LoadJSON is [Load] for the text of a profile, which is not even read if its
-// program is there: the same text is the same profile.
-func LoadJSON(dir string, text []byte) (*Filter, error) {
-	if len(text) > maxProfile {
+	case len(text) > maxProfile:
 		return nil, fmt.Errorf("seccomp profile of %d bytes: %w", len(text), ErrTooLarge)
+	case dir == "":
+		return compileText(text)
 	}
-	return cachedOr(dir, text, func() (*specs.LinuxSeccomp, error) {
-		var p *specs.LinuxSeccomp
-		if err := leanjson.Unmarshal(text, &p); err != nil {
-			return nil, fmt.Errorf("seccomp profile: %w", err)
-		}
-		return p, nil
-	})
-}
-
-func cachedOr(dir string, text []byte, profile func() (*specs.LinuxSeccomp, error)) (*Filter, error) {
 	sum := sha256.Sum256(text)
 	path := filepath.Join(dir, hex.EncodeToString(sum[:]))
 	if f, err := readFilter(path); err == nil {
 		return f, nil
 	}
-	p, err := profile()
-	if err != nil {
-		return nil, err
-	}
-	f, err := Compile(p)
+	f, err := compileText(text)
 	// An agent's socket is not of the program, and profiles with one are rare.
 	if err != nil || f == nil || f.Notify || f.ListenerPath != "" {
 		return f, err
@@ -73,6 +52,14 @@ func cachedOr(dir string, text []byte, profile func() (*specs.LinuxSeccomp, erro
 		_ = atomicfile.Write(path, f.encode(), 0o600, atomicfile.Volatile)
 	}
 	return f, nil
+}
+
+func compileText(text []byte) (*Filter, error) {
+	var p *specs.LinuxSeccomp
+	if err := leanjson.Unmarshal(text, &p); err != nil {
+		return nil, fmt.Errorf("seccomp profile: %w", err)
+	}
+	return Compile(p)
 }
 
 // encode writes header, flags, the program's instructions, and the SHA-256 of

@@ -1,4 +1,4 @@
-package main
+package bundle
 
 import (
 	"os"
@@ -14,7 +14,7 @@ import (
 func writeBundle(t *testing.T, text string) string {
 	t.Helper()
 	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, configFile), []byte(text), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, ConfigFile), []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	return dir
@@ -26,28 +26,22 @@ const withProfile = `{"process":{"args":["a"],"cwd":"/"},"linux":{"cgroupsPath":
 func TestBundleIsRead(t *testing.T) {
 	dir := writeBundle(t, withProfile)
 	var want specs.Spec
-	if err := atomicfile.ReadJSON(filepath.Join(dir, configFile), &want); err != nil {
+	if err := atomicfile.ReadJSON(filepath.Join(dir, ConfigFile), &want); err != nil {
 		t.Fatal(err)
 	}
-	t.Setenv(seccompEnv, "")
-	got, filter, err := readBundle(dir)
-	if err != nil || filter != nil || !reflect.DeepEqual(got, &want) {
-		t.Errorf("without a cache: %+v, %v, %v", got, filter, err)
-	}
-	cache := filepath.Join(t.TempDir(), "seccomp")
-	t.Setenv(seccompEnv, cache)
 	want.Linux.Seccomp = nil
-	for range 2 {
-		got, filter, err = readBundle(dir)
+	cache := filepath.Join(t.TempDir(), "seccomp")
+	for _, cache := range []string{"", cache, cache} {
+		got, filter, err := Read(dir, cache)
 		if err != nil || filter == nil || !reflect.DeepEqual(got, &want) {
-			t.Errorf("with a cache: %+v, %v, %v", got, filter, err)
+			t.Errorf("with the cache %q: %+v, %v, %v", cache, got, filter, err)
 		}
 	}
 	if files, err := os.ReadDir(cache); err != nil || len(files) != 1 {
 		t.Errorf("cached: %v, %v", files, err)
 	}
 	for _, profile := range []string{`,"seccomp":null`, ""} {
-		got, filter, err = readBundle(writeBundle(t, `{"linux":{"cgroupsPath":"/x"`+profile+`}}`))
+		got, filter, err := Read(writeBundle(t, `{"linux":{"cgroupsPath":"/x"`+profile+`}}`), cache)
 		if err != nil || filter != nil || got.Linux.CgroupsPath != "/x" {
 			t.Errorf("without a profile: %+v, %v, %v", got, filter, err)
 		}
@@ -55,17 +49,16 @@ func TestBundleIsRead(t *testing.T) {
 }
 
 func TestBadBundleIsRefused(t *testing.T) {
-	t.Setenv(seccompEnv, t.TempDir())
 	for text, want := range map[string]string{
 		"": "with 0 bytes", "{": "not JSON", `{"process":1}`: "process: value of another type",
 		`{"linux":{"seccomp":{"defaultAction":"NO"}}}`: `linux.seccomp: compile seccomp profile: default action "NO"`,
 		`{"linux":{"seccomp":7}}`:                      "linux",
 	} {
-		if _, _, err := readBundle(writeBundle(t, text)); err == nil || !strings.Contains(err.Error(), want) {
+		if _, _, err := Read(writeBundle(t, text), t.TempDir()); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v, want %q", text, err, want)
 		}
 	}
-	if _, _, err := readBundle(t.TempDir()); err == nil || !strings.Contains(err.Error(), configFile+": no such file") {
+	if _, _, err := Read(t.TempDir(), ""); err == nil || !strings.Contains(err.Error(), ConfigFile+": no such file") {
 		t.Errorf("no file: %v", err)
 	}
 }
