@@ -49,6 +49,7 @@ type HandlerConfig struct {
 	Annotations     []string `toml:"annotations" comment:"Which annotations of pods and containers the other runtime gets, as patterns."`
 	Seccomp         string   `toml:"seccomp" comment:"Of containers that say nothing: unconfined or runtime/default; empty: pods.seccomp."`
 	UserNamespaces  string   `toml:"user_namespaces" comment:"auto gives pods that say nothing a user namespace with ids of their own; empty: only those that ask."`
+	ShimPer         string   `toml:"shim_per" comment:"container or pod: for what there is one process of our own shim. One per pod takes less memory, and all containers of the pod end with it; empty: container."`
 	CgroupNamespace string   `toml:"cgroup_namespace" comment:"private or host: whether containers see their own cgroup as the root; empty: private."`
 }
 
@@ -324,6 +325,9 @@ func (c *Config) checkHandlers() error {
 		if !slices.Contains([]string{"", "private", "host"}, of.CgroupNamespace) {
 			return fmt.Errorf("configuration: handlers.%s.cgroup_namespace: %q is neither private nor host", name, of.CgroupNamespace)
 		}
+		if !slices.Contains([]string{"", "container", "pod"}, of.ShimPer) {
+			return fmt.Errorf("configuration: handlers.%s.shim_per: %q is neither container nor pod", name, of.ShimPer)
+		}
 		if err := h.Check(); err != nil {
 			return fmt.Errorf("configuration: handlers.%s.%w", name, err)
 		}
@@ -334,7 +338,7 @@ func (c *Config) checkHandlers() error {
 func (c *Config) handlers() map[string]engine.Handler {
 	out := map[string]engine.Handler{}
 	for name, h := range c.Handlers {
-		out[name] = engine.Handler{Seccomp: h.Seccomp, UserNamespaces: h.UserNamespaces == "auto", HostCgroupNamespace: h.CgroupNamespace == "host",
+		out[name] = engine.Handler{Seccomp: h.Seccomp, UserNamespaces: h.UserNamespaces == "auto", HostCgroupNamespace: h.CgroupNamespace == "host", ShimPerPod: h.ShimPer == "pod",
 			RuntimeType: h.RuntimeType, OCIRuntime: h.OCIRuntime, ConfigPath: h.ConfigPath, Annotations: h.Annotations}
 	}
 	return out

@@ -27,6 +27,7 @@ type container struct {
 	exited    chan struct{} // closed once the end is recorded
 	released  chan struct{} // closed once its shim holds nothing of it
 	announced atomic.Bool   // plugins know of it
+	shared    *podShim      // whose connection shim is; nil: its own. Set before shim is
 
 	mu       sync.Mutex // guards all below
 	rec      Container
@@ -58,13 +59,21 @@ func (c *container) connection() (*client.Shim, error) {
 	return c.shim, nil
 }
 
+// disown takes the shim from a container, for [Engine.leaveShim].
+func (c *container) disown() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.shim = nil
+}
+
+// disconnect lets go of a shim that is the container's own; it goes on.
 func (c *container) disconnect() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.shim != nil {
+	if c.shim != nil && c.shared == nil {
 		c.shim.Close()
-		c.shim = nil
 	}
+	c.shim = nil
 }
 
 // Files in a container's directory, beside those of the shim.
@@ -184,11 +193,11 @@ func (e *Engine) create(ctx context.Context, p *pod, c *container) error {
 	if err := e.prepareRestore(ctx, p, c, spec, rootfs); err != nil {
 		return err
 	}
-	shim, err := e.shimFor(&h)
+	shim, err := e.shimFor(&h, p, c)
 	if err != nil {
 		return err
 	}
-	taken.Add(func() { endShim(shim) })
+	taken.Add(func() { e.leaveShim(c, shim) })
 	if err := e.updateContainer(c, func(r *Container) { r.Shim = shim.Addr() }); err != nil {
 		return err
 	}

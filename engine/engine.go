@@ -92,6 +92,9 @@ func (e *Engine) Close() {
 	for _, c := range e.containers {
 		c.disconnect()
 	}
+	for _, p := range e.pods {
+		p.shim.close()
+	}
 }
 
 // newID makes an id: 64 hexadecimal digits, as clients expect.

@@ -110,8 +110,8 @@ func (e *Engine) release(c *container) {
 		if err := shim.Delete(context.Background(), c.id); err != nil && !errors.Is(err, client.ErrGone) && api.CodeOf(err) != api.CodeNotFound {
 			e.log.Warn("shim did not release all", "container", c.id, "err", err)
 		}
-		_ = shim.Shutdown(context.Background()) // it ends by itself if it cannot be told
-		c.disconnect()
+		c.disown()
+		e.leaveShim(c, shim)
 	}
 	e.clearForeign(c)
 	if err != nil {

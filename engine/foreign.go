@@ -3,24 +3,13 @@ package engine
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"time"
 
 	"github.com/longshore/longshore/internal/pb"
 	"github.com/longshore/longshore/shim/api"
-	"github.com/longshore/longshore/shim/client"
 )
-
-// shimFor gives a shim that will make a container: one of ours, or a keeper
-// that has another runtime's make it.
-func (e *Engine) shimFor(h *Handler) (*client.Shim, error) {
-	if h.foreign() {
-		return e.shims.Keeper()
-	}
-	return e.shims.Get()
-}
 
 // foreignOptions tell a keeper how the container is made; nil for our own shim.
 func (e *Engine) foreignOptions(h *Handler, rec *Container) (*api.Any, error) {
@@ -86,18 +75,4 @@ func (e *Engine) endGroup(path string) error {
 	ctx, cancel := context.WithTimeout(e.life, groupLimit)
 	defer cancel()
 	return errors.Join(group.WaitEmpty(ctx), group.Remove())
-}
-
-// abandonForeign ends and removes in the background a container of another
-// runtime whose making or removal was not finished: the runtime may take its
-// time, and the daemon's start shall not wait for it.
-func (e *Engine) abandonForeign(ctx context.Context, c *container) {
-	c.failed = fmt.Errorf("container %s: %w: its making or removal was not finished", c.id, ErrState)
-	e.mu.Lock()
-	e.addContainer(c)
-	e.mu.Unlock()
-	e.work.Go(func() {
-		e.abandon(context.WithoutCancel(ctx), c)
-		e.forgetContainer(c)
-	})
 }

@@ -24,6 +24,10 @@ type Handler struct {
 	Seccomp             string // of containers that say nothing: "unconfined", "runtime/default" or "", the engine's default
 	UserNamespaces      bool   // pods that say nothing, and can, get a user namespace
 	HostCgroupNamespace bool
+	// ShimPerPod has one shim make all containers of a pod. It costs less
+	// memory than one for each, and if it dies all of them end. A pod keeps
+	// what it was made with.
+	ShimPerPod bool
 
 	// RuntimeType is "" for our own shim, or says which shim of containerd's
 	// convention makes the containers: io.containerd.NAME.vN, or a path.
@@ -51,6 +55,9 @@ func (h *Handler) Check() error {
 	}
 	if h.foreign() && h.UserNamespaces {
 		return errors.New("user_namespaces: only our own shim has them")
+	}
+	if h.foreign() && h.ShimPerPod {
+		return errors.New("shim_per: each container of another runtime has a keeper of its own")
 	}
 	if h.OCIRuntime != "" && !h.isRunc() {
 		return errors.New("oci_runtime: only io.containerd.runc.v2 runs one")
@@ -216,11 +223,10 @@ const (
 
 // giveUserNamespace gives a new pod a user namespace of its own if its handler
 // says so and the pod can have one; mu is held.
-func (e *Engine) giveUserNamespace(cfg *PodConfig) error {
+func (e *Engine) giveUserNamespace(h *Handler, cfg *PodConfig) error {
 	ns := &cfg.Namespaces
-	h, err := e.handler(cfg.Handler)
-	if err != nil || !h.UserNamespaces || ns.User != nil || cfg.Privileged || ns.Network == ModeHost || ns.PID == ModeHost || ns.IPC == ModeHost {
-		return err
+	if !h.UserNamespaces || ns.User != nil || cfg.Privileged || ns.Network == ModeHost || ns.PID == ModeHost || ns.IPC == ModeHost {
+		return nil
 	}
 	taken := map[uint32]bool{}
 	for _, p := range e.pods {

@@ -124,7 +124,11 @@ func TestHandlerGivesEachPodItsOwnUsers(t *testing.T) {
 	e.handlers.byName = map[string]Handler{"": {}, "auto": {UserNamespaces: true}}
 	give := func(cfg PodConfig) *UserMap {
 		t.Helper()
-		if err := e.giveUserNamespace(&cfg); err != nil {
+		h, err := e.handler(cfg.Handler)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := e.giveUserNamespace(&h, &cfg); err != nil {
 			t.Fatal(err)
 		}
 		id := newID()

@@ -26,6 +26,7 @@ type pod struct {
 	op      semaphore     // one operation at a time
 	settled chan struct{} // closed once the pod is made, or cannot be
 	failed  error         // why it could not be made; valid after settled
+	shim    podShim
 
 	mu  sync.Mutex // guards rec
 	rec Pod
@@ -94,12 +95,16 @@ func (e *Engine) claimPod(cfg PodConfig) (*pod, bool, error) {
 	if err != nil {
 		return nil, false, err
 	}
-	if err := e.giveUserNamespace(&cfg); err != nil {
+	h, err := e.handler(cfg.Handler)
+	if err != nil {
+		return nil, false, err
+	}
+	if err := e.giveUserNamespace(&h, &cfg); err != nil {
 		return nil, false, err
 	}
 	id := newID()
 	p := &pod{id: id, op: newSemaphore(), settled: make(chan struct{}),
-		rec: Pod{ID: id, Config: cfg, State: PodCreating, CreatedAt: time.Now(), Slice: slice}}
+		rec: Pod{ID: id, Config: cfg, State: PodCreating, CreatedAt: time.Now(), Slice: slice, SharedShim: h.ShimPerPod}}
 	e.pods[id], e.podKeys[cfg.PodKey] = p, p
 	return p, true, nil
 }

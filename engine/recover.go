@@ -203,13 +203,15 @@ func (e *Engine) loadContainer(ctx context.Context, dir string) error {
 	c := newContainer(rec)
 	c.announced.Store(true) // plugins that were told are told again
 	close(c.settled)
-	shim, state, pid := adopt(ctx, rec)
+	adopting, cancel := context.WithTimeout(ctx, adoptLimit)
+	defer cancel()
+	shim, state, pid := e.adopt(adopting, c)
 	c.shim = shim
 	e.thawRecorded(c)
 	switch rec.State {
 	case ContainerCreating, ContainerRemoving:
-		if e.isForeign(c) {
-			e.abandonForeign(ctx, c)
+		if adopting.Err() != nil || e.isForeign(c) {
+			e.abandonLater(c)
 			return nil
 		}
 		e.abandon(ctx, c)
@@ -250,19 +252,31 @@ func (e *Engine) holdImage(rec Container) {
 	}
 }
 
+// adoptLimit bounds the wait for one shim at the daemon's start: a container that
+// is being made, whose hooks may take their time, has no state until it is.
+const adoptLimit = 5 * time.Second
+
 // adopt connects to the shim of a container, if it lives and knows it, and
 // gives the state and the id of the process.
-func adopt(ctx context.Context, rec Container) (*client.Shim, api.Status, int) {
-	if rec.Shim == "" {
+func (e *Engine) adopt(ctx context.Context, c *container) (*client.Shim, api.Status, int) {
+	if c.rec.Shim == "" {
 		return nil, api.StatusUnknown, 0
 	}
-	s, err := client.Dial(rec.Shim)
+	s, err := e.dialShim(c)
 	if err != nil {
 		return nil, api.StatusUnknown, 0
 	}
-	state, err := s.State(ctx, rec.ID)
+	state, err := s.State(ctx, c.id)
+	if err != nil && ctx.Err() != nil {
+		e.leaveShim(c, s)
+		return nil, api.StatusUnknown, 0
+	}
 	if err != nil {
-		endShim(s)
+		// What the daemon before asked for last, the shim may not have read yet.
+		if err := s.Delete(ctx, c.id); ignoreGone(err) != nil {
+			e.log.Warn("container that is not adopted may stay", "container", c.id, "err", err)
+		}
+		e.leaveShim(c, s)
 		return nil, api.StatusUnknown, 0
 	}
 	return s, api.Status(state.Status), int(state.Pid)
@@ -281,6 +295,29 @@ func (e *Engine) abandon(ctx context.Context, c *container) {
 	}
 	e.release(c)
 	e.discardContainer(c)
+}
+
+// abandonLater does so in the background: another runtime, or a hook, may take
+// its time, and the daemon's start shall not wait for it. What the daemon's end
+// cuts short stays with its record.
+func (e *Engine) abandonLater(c *container) {
+	c.failed = fmt.Errorf("container %s: %w: its making or removal was not finished", c.id, ErrState)
+	e.mu.Lock()
+	e.addContainer(c)
+	e.mu.Unlock()
+	e.work.Go(func() {
+		if c.shim == nil {
+			shim, _, _ := e.adopt(e.life, c)
+			if e.life.Err() != nil {
+				return
+			}
+			c.mu.Lock()
+			c.shim = shim
+			c.mu.Unlock()
+		}
+		e.abandon(context.Background(), c)
+		e.forgetContainer(c)
+	})
 }
 
 // sweep removes what no record names: writable layers and their trash.

@@ -215,6 +215,8 @@ type Pod struct {
 	CNIResult []byte    `json:"cniResult,omitempty"`
 	Conflist  []byte    `json:"conflist,omitempty"` // of the network it was attached to
 	Shim      string    `json:"shim,omitempty"`     // socket of the shim that works on it
+
+	SharedShim bool `json:"sharedShim,omitempty"` // one shim has all its containers; see [Handler.ShimPerPod]
 }
 
 // Container is a container as it was at one moment.

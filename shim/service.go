@@ -25,13 +25,17 @@ type service struct {
 
 	mu         sync.Mutex // guards all below
 	containers map[string]*container
-	busy       int  // calls under way that must be finished
-	alone      bool // nobody will give it work: its daemon has gone, or said so
+	making     map[string]chan struct{} // containers that are being made; closed once they are, or cannot be
+	refused    map[string]bool          // containers that shall not be made any more
+	busy       int                      // calls under way that must be finished
+	orphan     bool                     // the daemon that started it has gone; another may be connected
+	alone      bool                     // nobody will give it work: its daemon has said so
 	ended      bool
 }
 
 func newService() *service {
-	s := &service{ending: make(chan struct{}), containers: map[string]*container{}}
+	s := &service{ending: make(chan struct{}), containers: map[string]*container{}, making: map[string]chan struct{}{}}
+	s.server.Idle = s.disconnected
 	task := map[string]api.Method{
 		"Create": s.create, "Start": s.start, "State": s.state, "Wait": s.wait, "Delete": s.delete,
 		"Kill": s.kill, "Exec": s.exec, "ResizePty": s.resize, "CloseIO": s.closeIO, "Pids": s.pids,
@@ -60,18 +64,24 @@ func (s *service) begin() func() {
 	}
 }
 
-// daemonGone ends the shim as soon as it holds nothing: nobody will ever give
-// it work.
+// daemonGone ends the shim as soon as it holds nothing and no later daemon is
+// connected: nobody will ever give it work.
 func (s *service) daemonGone() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.alone = true
+	s.orphan = true
+	s.endIfIdle()
+}
+
+func (s *service) disconnected() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.endIfIdle()
 }
 
 // endIfIdle is called with mu held.
 func (s *service) endIfIdle() {
-	if s.alone && s.busy == 0 && len(s.containers) == 0 {
+	if s.busy == 0 && len(s.containers) == 0 && (s.alone || s.orphan && !s.server.Connected()) {
 		s.end()
 	}
 }
@@ -84,14 +94,64 @@ func (s *service) end() {
 	}
 }
 
+// find waits for a container that is being made.
 func (s *service) find(id string) (*container, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.findLocked(id)
+}
+
+// findLocked is called with mu held, which it lets go while it waits.
+func (s *service) findLocked(id string) (*container, error) {
+	for made := s.making[id]; made != nil; made = s.making[id] {
+		s.mu.Unlock()
+		<-made
+		s.mu.Lock()
+	}
 	c, ok := s.containers[id]
 	if !ok {
 		return nil, api.Errorf(api.CodeNotFound, "container %q is not here", id)
 	}
 	return c, nil
+}
+
+// claim begins to make a container; finish with the function returned.
+func (s *service) claim(id string) (func(*container), error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.containers[id] != nil || s.making[id] != nil {
+		return nil, api.Errorf(api.CodeAlreadyExists, "container %q exists", id)
+	}
+	if s.refused[id] {
+		return nil, api.Errorf(api.CodeFailedPrecondition, "container %q was deleted before it was made", id)
+	}
+	made := make(chan struct{})
+	s.making[id] = made
+	return func(c *container) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.making, id)
+		if c != nil {
+			s.containers[id] = c
+		}
+		close(made)
+	}, nil
+}
+
+// refuse has a container that is not here never be made: a daemon that has died
+// may have asked for it, and the one that asks now does not want it. It reports
+// whether it is not here.
+func (s *service) refuse(id string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, err := s.findLocked(id); err == nil || !s.orphan {
+		return false
+	}
+	if s.refused == nil {
+		s.refused = map[string]bool{}
+	}
+	s.refused[id] = true
+	return true
 }
 
 // process finds what a [api.ProcessRequest] names.
@@ -121,16 +181,15 @@ func (s *service) create(_ context.Context, decode func(any) error, _ *api.Files
 		return nil, api.Errorf(api.CodeInvalidArgument, "checkpoint %q is not %s of the bundle", req.Checkpoint, api.RestoreFile)
 	}
 	defer s.begin()()
-	if _, err := s.find(req.ID); err == nil {
-		return nil, api.Errorf(api.CodeAlreadyExists, "container %q exists", req.ID)
-	}
-	c, err := newContainer(&req)
+	made, err := s.claim(req.ID)
 	if err != nil {
 		return nil, err
 	}
-	s.mu.Lock()
-	s.containers[req.ID] = c
-	s.mu.Unlock()
+	c, err := newContainer(&req)
+	made(c)
+	if err != nil {
+		return nil, err
+	}
 	return &api.CreateTaskResponse{Pid: uint32(c.init.pid())}, nil
 }
 
@@ -173,7 +232,14 @@ func (s *service) wait(ctx context.Context, decode func(any) error, _ *api.Files
 }
 
 func (s *service) delete(_ context.Context, decode func(any) error, _ *api.Files) (any, error) {
-	c, p, err := s.process(decode)
+	var req api.ProcessRequest
+	if err := decode(&req); err != nil {
+		return nil, err
+	}
+	if req.ExecID == "" && s.refuse(req.ID) {
+		return nil, api.Errorf(api.CodeNotFound, "container %q is not here, and will not be", req.ID)
+	}
+	c, p, err := s.processOf(req.ID, req.ExecID)
 	if err != nil {
 		return nil, err
 	}

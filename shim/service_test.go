@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/longshore/longshore/internal/pb"
 	"github.com/longshore/longshore/shim/api"
@@ -133,5 +135,83 @@ func TestKeyedMutexSerialisesByName(t *testing.T) {
 	wg.Wait()
 	if len(k.held) != 0 {
 		t.Errorf("%d names are still held", len(k.held))
+	}
+}
+
+func TestConnectedShimOutlivesItsDaemon(t *testing.T) {
+	s := newService()
+	path := filepath.Join(t.TempDir(), "s")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- s.server.Serve(l) }()
+	c, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := api.Call(c, api.TaskV3, "State", &api.TaskRequest{ID: "c"}, nil, &api.Empty{}); api.CodeOf(err) != api.CodeNotFound {
+		t.Fatal(err)
+	}
+	s.daemonGone()
+	select {
+	case <-s.ending:
+		t.Fatal("ended while a daemon was connected")
+	default:
+	}
+	c.Close()
+	<-s.ending
+	l.Close()
+	s.server.Close()
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
+}
+
+// TestDeletedBeforeItWasMade: what a dead daemon asked for is not made once the
+// next one has given it up.
+func TestDeletedBeforeItWasMade(t *testing.T) {
+	s := newService()
+	req := &api.ProcessRequest{ID: "c"}
+	create := &api.CreateTaskRequest{ID: "c", Bundle: t.TempDir()}
+	if _, err := call(s.delete, req); api.CodeOf(err) != api.CodeNotFound {
+		t.Fatal(err)
+	}
+	if _, err := call(s.create, create); !strings.Contains(err.Error(), "config.json") {
+		t.Errorf("the same daemon: %v", err)
+	}
+	s.orphan = true
+	if _, err := call(s.delete, req); api.CodeOf(err) != api.CodeNotFound {
+		t.Fatal(err)
+	}
+	if _, err := call(s.create, create); api.CodeOf(err) != api.CodeFailedPrecondition {
+		t.Errorf("the next daemon: %v", err)
+	}
+}
+
+// TestCallsWaitForAContainerThatIsBeingMade, and a second Create is refused.
+func TestCallsWaitForAContainerThatIsBeingMade(t *testing.T) {
+	s := newService()
+	made, err := s.claim("c")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := call(s.create, &api.CreateTaskRequest{ID: "c"}); api.CodeOf(err) != api.CodeAlreadyExists {
+		t.Errorf("a second time: %v", err)
+	}
+	found := make(chan error, 1)
+	go func() {
+		_, err := s.find("c")
+		found <- err
+	}()
+	select {
+	case err := <-found:
+		t.Fatalf("did not wait: %v", err)
+	case <-time.After(10 * time.Millisecond):
+	}
+	made(&container{id: "c"})
+	if err := <-found; err != nil {
+		t.Error(err)
 	}
 }

@@ -35,6 +35,9 @@ type Method func(ctx context.Context, decode func(msg any) error, files *Files) 
 type Server struct {
 	services map[string]map[string]Method
 
+	// Idle, if set before Serve, is called when no connection is left.
+	Idle func()
+
 	mu     sync.Mutex
 	conns  map[*net.UnixConn]struct{}
 	closed bool
@@ -123,6 +126,16 @@ func (s *Server) serveConn(c *net.UnixConn) {
 	s.mu.Lock()
 	delete(s.conns, c)
 	s.mu.Unlock()
+	if s.Idle != nil && !s.Connected() {
+		s.Idle()
+	}
+}
+
+// Connected reports whether a client has a connection.
+func (s *Server) Connected() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.conns) > 0
 }
 
 // answer runs one request.

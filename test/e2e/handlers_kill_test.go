@@ -32,38 +32,14 @@ func TestForeignShimKillsLeaveNothing(t *testing.T) {
 			t.Skip(err)
 		}
 	}
-	dir, err := os.MkdirTemp("", "ls")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer os.RemoveAll(dir)
-	n, err := node.New(dir, bin)
-	if err != nil {
-		t.Fatal(err)
-	}
-	n.Extra = "[handlers.runc]\nruntime_type = \"io.containerd.runc.v2\"\n"
-	ctx, cancel := context.WithTimeout(context.Background(), 3*patience)
-	defer cancel()
-	s := &session{node: n, ids: map[string]string{}, logs: map[string]string{}}
-	defer func() {
-		if t.Failed() {
-			for _, name := range []string{"daemon.log", "run/shims/shim.log"} {
-				data, _ := os.ReadFile(n.Path(name))
-				t.Logf("%s:\n%s", name, lastLines(data, 40))
-			}
-		}
-		if err := s.end(ctx); err != nil {
-			t.Error(err)
-		}
-	}()
+	s, ctx := newSession(t, "[handlers.runc]\nruntime_type = \"io.containerd.runc.v2\"\n")
+	n := s.node
 	must := func(err error) {
 		t.Helper()
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
-	must(daemon(s, ctx, []string{"start"}, io.Discard))
-	must(importImage(s, ctx, nil, io.Discard))
 	must(pod(s, ctx, []string{"p", "-", "runc"}, io.Discard))
 	for i := range foreignKills {
 		life := s.liveAndDie(ctx, fmt.Sprint("d", i))

@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"context"
 	"debug/buildinfo"
 	"fmt"
 	"io"
@@ -13,7 +12,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/longshore/longshore/test/node"
 	"golang.org/x/sys/unix"
 )
 
@@ -32,27 +30,9 @@ const workshopBudget = 96
 // TestShimMemoryBudget holds what a container costs beside its own processes.
 func TestShimMemoryBudget(t *testing.T) {
 	needRoot(t)
-	dir, err := os.MkdirTemp("", "ls")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer os.RemoveAll(dir)
-	n, err := node.New(dir, bin)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	s := &session{node: n, ids: map[string]string{}, logs: map[string]string{}}
-	defer func() {
-		if err := s.end(ctx); err != nil {
-			t.Error(err)
-		}
-	}()
+	s, ctx := newSession(t, "")
 	const containers = 5
 	for _, step := range []func() error{
-		func() error { return daemon(s, ctx, []string{"start"}, io.Discard) },
-		func() error { return importImage(s, ctx, nil, io.Discard) },
 		func() error { return pod(s, ctx, []string{"p"}, io.Discard) },
 		func() error {
 			for i := range containers {
@@ -67,7 +47,7 @@ func TestShimMemoryBudget(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	shims, err := busyShims(n.Cgroup)
+	shims, err := busyShims(s.node.Cgroup)
 	if err != nil || len(shims) != containers {
 		t.Fatalf("shims of %d containers: %v, %v", containers, shims, err)
 	}
@@ -130,14 +110,17 @@ func busyShims(cgroup string) ([]string, error) {
 }
 
 // privateDirty gives the Private_Dirty line of a process's smaps_rollup, in KiB.
-func privateDirty(pid string) (int, error) {
+func privateDirty(pid string) (int, error) { return rollup(pid, "Private_Dirty:") }
+
+// rollup gives a line of a process's smaps_rollup, in KiB.
+func rollup(pid, line string) (int, error) {
 	data, err := os.ReadFile(filepath.Join("/proc", pid, "smaps_rollup"))
 	if err != nil {
 		return 0, err
 	}
-	_, after, ok := strings.Cut(string(data), "Private_Dirty:")
+	_, after, ok := strings.Cut(string(data), line)
 	if !ok {
-		return 0, fmt.Errorf("no Private_Dirty in %q", data)
+		return 0, fmt.Errorf("no %s in %q", line, data)
 	}
 	return strconv.Atoi(strings.Fields(after)[0])
 }

@@ -11,7 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/longshore/longshore/test/node"
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -29,32 +28,16 @@ const (
 // node goes on.
 func TestShimsAreKilledAnywhere(t *testing.T) {
 	needRoot(t)
-	dir, err := os.MkdirTemp("", "ls")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer os.RemoveAll(dir)
-	n, err := node.New(dir, bin)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 3*patience)
-	defer cancel()
-	s := &session{node: n, ids: map[string]string{}, logs: map[string]string{}}
-	defer func() {
-		if err := s.end(ctx); err != nil {
-			t.Error(err)
-		}
-	}()
+	s, ctx := newSession(t, perPod)
 	must := func(what string, err error) {
 		t.Helper()
 		if err != nil {
 			t.Fatalf("%s: %v", what, err)
 		}
 	}
-	must("start", daemon(s, ctx, []string{"start"}, io.Discard))
-	must("image", importImage(s, ctx, nil, io.Discard))
 	run := func() error { return runVerb(s, ctx, []string{"c", "p", "--", "pause"}, io.Discard) }
+	more := func() error { return runVerb(s, ctx, []string{"d", "p", "--", "pause"}, io.Discard) }
+	shared := func() error { return pod(s, ctx, []string{"p", "-", "perpod"}, io.Discard) }
 	for _, op := range []struct {
 		name      string
 		before    []func() error
@@ -65,6 +48,7 @@ func TestShimsAreKilledAnywhere(t *testing.T) {
 		{"exec", []func() error{func() error { return pod(s, ctx, []string{"p"}, io.Discard) }, run}, func() error {
 			return execSync(s, ctx, []string{"-t", "5", "c", "guest", "true"}, io.Discard)
 		}},
+		{"container in a shared shim", []func() error{shared, run}, more},
 	} {
 		answers := map[bool]int{}
 		for i := range killPoints {
@@ -74,7 +58,7 @@ func TestShimsAreKilledAnywhere(t *testing.T) {
 			killed := make(chan struct{})
 			time.AfterFunc(time.Duration(i)*killSpacing, func() {
 				defer close(killed)
-				killShims(n.Pid())
+				killShims(s.node.Pid())
 			})
 			answers[op.interrupt() == nil]++
 			<-killed
