@@ -3,6 +3,8 @@ package engine
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,7 +16,9 @@ import (
 	"sync"
 	"time"
 
+	"github.com/longshore/longshore/shim/api"
 	"github.com/longshore/longshore/shim/client"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
@@ -50,11 +54,10 @@ func (e *Engine) ExecSync(ctx context.Context, id string, cmd []string, timeout 
 		defer cancel()
 	}
 	out, errOut := &capped{max: maxExecOutput}, &capped{max: maxExecOutput}
-	run, err := e.execution(id, cmd, false)
+	run, err := e.execution(id, cmd, false, true)
 	if err != nil {
 		return nil, nil, 0, err
 	}
-	run.tree = true
 	code, err = run.run(ctx, Streams{Stdout: out, Stderr: errOut})
 	return out.kept.Bytes(), errOut.kept.Bytes(), code, err
 }
@@ -75,15 +78,16 @@ func (c *capped) Write(p []byte) (int, error) {
 // exit code. If ctx ends first the client is gone: the command's terminal hangs
 // up, or its streams are closed at our end, and it is left alone.
 func (e *Engine) Exec(ctx context.Context, id string, cmd []string, s Streams) (int, error) {
-	run, err := e.execution(id, cmd, s.TTY)
+	run, err := e.execution(id, cmd, s.TTY, false)
 	if err != nil {
 		return 0, err
 	}
 	return run.run(ctx, s)
 }
 
-// execution prepares a command.
-func (e *Engine) execution(id string, cmd []string, tty bool) (*execution, error) {
+// execution prepares a command; with tree it can be ended with what it leaves
+// running.
+func (e *Engine) execution(id string, cmd []string, tty, tree bool) (*execution, error) {
 	c, err := e.findContainer(id)
 	if err != nil {
 		return nil, err
@@ -98,15 +102,15 @@ func (e *Engine) execution(id string, cmd []string, tty bool) (*execution, error
 	if err != nil {
 		return nil, err
 	}
-	process, err := e.execProcess(c, cmd, tty)
+	process, err := e.execProcess(c, cmd, tty, tree && e.isForeign(c))
 	if err != nil {
 		return nil, err
 	}
-	return &execution{shim: shim, id: c.id, execID: newID()[:16], process: process}, nil
+	return &execution{shim: shim, id: c.id, execID: newID()[:16], process: process, tree: tree}, nil
 }
 
 // execProcess gives the container's process with another command.
-func (e *Engine) execProcess(c *container, cmd []string, tty bool) ([]byte, error) {
+func (e *Engine) execProcess(c *container, cmd []string, tty, marked bool) ([]byte, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.process == nil { // adopted by this daemon
@@ -121,7 +125,24 @@ func (e *Engine) execProcess(c *container, cmd []string, tty bool) ([]byte, erro
 	if tty && !c.rec.Config.TTY {
 		p.Env = append(slices.Clip(p.Env), "TERM=xterm")
 	}
+	if marked {
+		mark(&p)
+	}
 	return json.Marshal(encodable(&p))
+}
+
+// mark gives a process a mark ([api.MarkLimit]), unless it has such a limit or
+// this machine does.
+func mark(p *specs.Process) {
+	var now unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_RTTIME, &now); err != nil || now.Max != unix.RLIM_INFINITY ||
+		slices.ContainsFunc(p.Rlimits, func(r specs.POSIXRlimit) bool { return r.Type == api.MarkLimit }) {
+		return
+	}
+	var random [8]byte
+	rand.Read(random[:])
+	own := specs.POSIXRlimit{Type: api.MarkLimit, Hard: now.Max, Soft: api.Mark(binary.NativeEndian.Uint64(random[:]))}
+	p.Rlimits = append(slices.Clip(p.Rlimits), own)
 }
 
 // execution is one command in a container.

@@ -12,6 +12,21 @@ type Foreign struct {
 	Cgroup  string `pb:"4"` // of the container
 }
 
+// MarkLimit is the resource limit by whose soft value the processes of one exec
+// are known, which another runtime's shim does not keep together: it is inherited
+// by whatever they start, and as the time in microseconds that a realtime process
+// may run without a system call (getrlimit(2)) a mark limits nothing.
+const MarkLimit = "RLIMIT_RTTIME"
+
+// firstMark is the smallest mark: some 146 thousand years.
+const firstMark = 1 << 62
+
+// Mark makes a mark of a random number.
+func Mark(random uint64) uint64 { return firstMark | random>>2 }
+
+// IsMark reports whether a limit is a mark.
+func IsMark(limit uint64) bool { return limit >= firstMark && limit < 2*firstMark }
+
 // ForeignNamespace is containerd's name for what Kubernetes runs. Shims name
 // their state by it.
 const ForeignNamespace = "k8s.io"

@@ -84,6 +84,9 @@ func (c *container) exec(ctx context.Context, req *api.RunRequest, spec *specs.P
 		return nil, err
 	}
 	p := newProcess(req.ExecID, io, spec.Terminal)
+	if p.tree = req.Tree; p.tree {
+		p.mark = markOf(spec)
+	}
 	order := &api.ExecProcessRequest{ID: c.id, ExecID: req.ExecID, Terminal: spec.Terminal, Stdin: io.paths[0], Stdout: io.paths[1], Stderr: io.paths[2],
 		Spec: &api.Any{TypeURL: processType, Value: req.Process}}
 	if err := c.shim.call(ctx, quickLimit, "Exec", order, &api.Empty{}); err != nil {
@@ -148,6 +151,18 @@ func (c *container) watchExec(p *process) {
 // drop has the shim forget a process that has ended.
 func (c *container) drop(p *process) {
 	_ = c.shim.call(context.Background(), quickLimit, "Delete", &api.ProcessRequest{ID: c.id, ExecID: p.execID}, &api.DeleteResponse{}) // it goes with the container at the latest
+}
+
+// abandon is for a process whose daemon has hung up: nobody will wait for it. One
+// with a tree is ended, for nobody will end it when its time is over.
+func (c *container) abandon(p *process) {
+	c.forget(p)
+	if !p.tree {
+		return
+	}
+	if err := c.killTree(context.Background(), p); err != nil {
+		complain("end process "+p.execID, err)
+	}
 }
 
 // forget says that nobody will ask for a process any more.

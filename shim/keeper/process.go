@@ -20,6 +20,8 @@ type process struct {
 	execID string
 	io     *fifos
 	tty    bool
+	tree   bool          // ends with what it has left behind, and with its daemon
+	mark   uint64        // of the tree's processes; see [api.MarkLimit]
 	done   chan struct{} // closed once exit is set
 	left   chan struct{} // closed when nobody waits for it any more
 	exit   api.Exit      // valid after done

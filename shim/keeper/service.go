@@ -189,7 +189,9 @@ func (s *Service) wait(ctx context.Context, decode func(any) error, _ *api.Files
 	case <-p.left:
 		return nil, api.Errorf(api.CodeNotFound, "process %q of container %s was given up", p.execID, c.id)
 	case <-ctx.Done():
-		c.forget(p)
+		if errors.Is(ctx.Err(), context.Canceled) {
+			c.abandon(p)
+		}
 		return nil, api.Errorf(api.CodeDeadlineExceeded, "wait for %s: %v", c.id, ctx.Err())
 	}
 }
@@ -225,6 +227,9 @@ func (s *Service) kill(ctx context.Context, decode func(any) error, _ *api.Files
 	c, p, err := s.processOf(req.ID, req.ExecID)
 	if err != nil {
 		return nil, err
+	}
+	if req.All && unix.Signal(req.Signal) == unix.SIGKILL && p.tree {
+		return &api.Empty{}, c.killTree(ctx, p)
 	}
 	return &api.Empty{}, c.kill(ctx, p, unix.Signal(req.Signal), req.All)
 }

@@ -358,10 +358,10 @@ func spawn(args []string) error {
 }
 
 // breed makes a child in a session of its own that holds stdout open, and stays
-// as long.
+// as long. The child is this program's sleep, or another command of it.
 func breed(args []string) error {
 	attr := &os.ProcAttr{Files: []*os.File{nil, os.Stdout, os.Stderr}, Sys: &syscall.SysProcAttr{Setsid: true}}
-	_, err := os.StartProcess("/proc/self/exe", []string{"guest", "sleep", arg(args, 0, "1h")}, attr)
+	_, err := os.StartProcess("/proc/self/exe", []string{"guest", arg(args, 1, "sleep"), arg(args, 0, "1h")}, attr)
 	if err != nil {
 		return err
 	}
