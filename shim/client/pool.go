@@ -16,6 +16,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// shimFiles is how many files a shim is started with: stdio, its socket and the
+// lifeline.
+const shimFiles = 5
+
 // Pool starts shims and keeps a few idle ones ahead, since starting a process
 // is the longest part of starting a container. Idle shims end with the daemon.
 type Pool struct {
@@ -77,7 +81,13 @@ func readOnlyView(path string) (*os.File, error) {
 		unix.Close(tree)
 		return nil, &os.PathError{Op: "mount_setattr", Path: path, Err: err}
 	}
-	return os.NewFile(uintptr(tree), path), nil
+	// A child has its own files at the low numbers before it runs the binary.
+	high, err := unix.FcntlInt(uintptr(tree), unix.F_DUPFD_CLOEXEC, shimFiles)
+	unix.Close(tree)
+	if err != nil {
+		return nil, &os.PathError{Op: "dup", Path: path, Err: err}
+	}
+	return os.NewFile(uintptr(high), path), nil
 }
 
 // Template is where the node's template mount namespace is pinned; see
@@ -139,7 +149,7 @@ func (p *Pool) start(verb string) (*Shim, error) {
 	attr := &os.ProcAttr{
 		Dir:   "/",
 		Env:   p.environment(),
-		Files: []*os.File{nil, nil, p.stderr, l, p.lifeline[0]},
+		Files: append(make([]*os.File, 0, shimFiles), nil, nil, p.stderr, l, p.lifeline[0]),
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	}
 	self := "/proc/self/fd/" + strconv.Itoa(int(p.binary.Fd()))
