@@ -161,7 +161,7 @@ func (a *assembly) open(s *source) (err error) {
 			s.opts.data = append(s.opts.data, "ro")
 		}
 		if m.Type == "overlay" && mapsOwners(s.opts.data) {
-			s.fd, err = mappedOverlay(src, s.opts.data)
+			s.fd, err = mountOverlay(src, s.opts.data)
 		} else {
 			s.fd, err = newFilesystem(m.Type, src, s.opts.data, 0)
 		}

@@ -84,7 +84,7 @@ func TestContainerSeesItsOwnWorld(t *testing.T) {
 		{"template", func() {}, true},
 		{"no mounts onto detached trees", func() { kernel.noDetachedTargets, kernel.noWorkshop = true, false }, false},
 		{"no CLONE_INTO_CGROUP", func() { kernel.noIntoCgroup = true }, true},
-		{"no overlay layers by descriptor", func() { kernel.noOverlayFD = true }, false},
+		{"no overlay layers by descriptor", func() { kernel.noOverlayFD, kernel.noDetachedTargets, kernel.noWorkshop = true, true, false }, false},
 	} {
 		t.Run(way.name, func(t *testing.T) {
 			f := newFixture(t, "report")

@@ -91,8 +91,7 @@ func explain(fs int, err error) error {
 }
 
 // mountRoot makes the container's root, detached. With m nil it is the
-// directory dir as it is, else m is mounted and dir, if the kernel needs a
-// place for it, lent.
+// directory dir as it is, else m is mounted.
 func mountRoot(m *Mount, dir string) (int, error) {
 	if m == nil {
 		fd, err := cloneHostPath(dir, true)
@@ -108,7 +107,7 @@ func mountRoot(m *Mount, dir string) (int, error) {
 	case o.bind:
 		fd, err = openTree(unix.AT_FDCWD, m.Source, o.recursive)
 	case m.Type == "overlay":
-		fd, err = mountOverlay(m.Source, o.data, dir)
+		fd, err = mountOverlay(m.Source, o.data)
 	default:
 		if o.readonlySuperblock {
 			o.data = append(o.data, "ro")

@@ -92,8 +92,8 @@ func parseMapping(value string) ([]specs.LinuxIDMapping, error) {
 
 // mountOverlay mounts an overlay detached. Layers are given by descriptor
 // (Linux 6.13), which no length or character of a path can break. Older
-// kernels mount it at dir first.
-func mountOverlay(source string, options []string, dir string) (int, error) {
+// kernels mount it by paths first.
+func mountOverlay(source string, options []string) (int, error) {
 	o, err := parseOverlay(options)
 	if err != nil {
 		return -1, err
@@ -112,18 +112,10 @@ func mountOverlay(source string, options []string, dir string) (int, error) {
 	if err == nil || !needsPaths(err) {
 		return fd, err
 	}
-	// Only these kernels need the place, so it is seldom there.
-	switch err := unix.Mkdir(dir, 0o700); err {
-	case nil:
-		defer unix.Rmdir(dir)
-	case unix.EEXIST:
-	default:
-		return -1, &os.PathError{Op: "mkdir", Path: dir, Err: err}
-	}
 	if len(o.uids) > 0 {
-		return overlayMapped(source, &o, dir)
+		return overlayMapped(source, &o)
 	}
-	return overlayAt(source, options, dir)
+	return overlayByPath(source, options)
 }
 
 // needsPaths says whether an overlay may be refused because the kernel takes no
@@ -135,22 +127,6 @@ func needsPaths(err error) bool {
 // mapsOwners says whether an overlay's options map the owners in its layers.
 func mapsOwners(options []string) bool {
 	return slices.ContainsFunc(options, func(o string) bool { return strings.HasPrefix(o, "uidmap=") || strings.HasPrefix(o, "gidmap=") })
-}
-
-// mappedOverlay mounts an overlay of id-mapped lower layers, detached, as
-// [mountOverlay] does for a root.
-func mappedOverlay(source string, options []string) (int, error) {
-	o, err := parseOverlay(options)
-	if err != nil {
-		return -1, err
-	}
-	var layers fdList
-	defer layers.closeAll()
-	fd, err := overlayByFD(source, &o, &layers)
-	if err == nil || !needsPaths(err) {
-		return fd, err
-	}
-	return overlayMapped(source, &o, "/sys") // one thread alone sees what is mounted there
 }
 
 func overlayByFD(source string, o *overlay, layers *fdList) (int, error) {
@@ -235,23 +211,46 @@ func overlayAt(source string, options []string, dir string) (int, error) {
 	if err := unix.Mount(source, dir, "overlay", flags, data); err != nil {
 		return -1, err
 	}
+	if err := injected(overlayMounted); err != nil {
+		return -1, err
+	}
 	fd, err := cloneHostPath(dir, false)
 	return fd, errors.Join(err, unix.Unmount(dir, unix.MNT_DETACH))
 }
 
+// workPlace is where an overlay is mounted by path: a directory of every host,
+// in a mount namespace that nobody else sees. A process that is killed meanwhile
+// leaves nothing on the host.
+const workPlace = "/sys"
+
+// overlayMounted is the moment at which an overlay that was mounted by path is
+// attached.
+const overlayMounted = "overlay mounted by path"
+
+// overlayByPath mounts an overlay the classic way.
+func overlayByPath(source string, options []string) (fd int, err error) {
+	fd = -1
+	onOwnThread(func() {
+		if err = privateMounts(); err == nil {
+			fd, err = overlayAt(source, options, workPlace)
+		}
+	})
+	return fd, err
+}
+
 // overlayMapped mounts an overlay of id-mapped lower layers the classic way. It
-// takes layers by path only, so that they are attached in a private mount
-// namespace, whose thread sits among them: their paths are a digit or two.
-func overlayMapped(source string, o *overlay, dir string) (fd int, err error) {
+// takes layers by path only, so that they are attached where the thread sits
+// among them: their paths are a digit or two.
+func overlayMapped(source string, o *overlay) (fd int, err error) {
 	fd = -1
 	onOwnThread(func() {
 		if err = privateMounts(); err != nil {
 			return
 		}
-		if err = unix.Mount("none", dir, "tmpfs", 0, "mode=700"); err != nil {
+		if err = unix.Mount("none", workPlace, "tmpfs", 0, "mode=700"); err != nil {
 			return
 		}
-		if err = unix.Chdir(dir); err != nil {
+		if err = unix.Chdir(workPlace); err != nil {
 			return
 		}
 		var names []string
