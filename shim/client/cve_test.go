@@ -49,12 +49,20 @@ func TestCVE2019_5736(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	// Some kernels close files on execve(2) before the process has the new program.
+	echo := make([]byte, 1)
+	_, writeErr := stdin.Write(echo)
+	_, readErr := stdout.Read(echo)
 	exe, openErr := unix.Open(fmt.Sprintf("/proc/%d/exe", cmd.Process.Pid), unix.O_PATH|unix.O_CLOEXEC, 0)
 	stdin.Close() // a running program is busy; the attack waits for its end
-	if err := errors.Join(openErr, cmd.Wait()); err != nil {
+	if err := errors.Join(writeErr, readErr, openErr, cmd.Wait()); err != nil {
 		t.Fatal(err)
 	}
 	defer unix.Close(exe)

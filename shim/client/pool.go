@@ -13,11 +13,14 @@ import (
 	"sync"
 	"syscall"
 
+	"github.com/longshore/longshore/internal/binview"
 	"golang.org/x/sys/unix"
 )
 
 // shimFiles is how many files a shim is started with: stdio, its socket and the
-// lifeline.
+// lifeline. A child has them at the numbers from 0 on before it runs the binary,
+// and what Go's runtime needs meanwhile above the highest number that one of them
+// has in the parent. So the binary's must be between these.
 const shimFiles = 5
 
 // Pool starts shims and keeps a few idle ones ahead, since starting a process
@@ -58,6 +61,9 @@ func NewPool(path, dir string, size int, log *slog.Logger) (*Pool, error) {
 	if err != nil {
 		return nil, err
 	}
+	if r, err = above(r, int(binary.Fd())+1); err != nil {
+		return nil, err
+	}
 	p := &Pool{binary: binary, dir: dir, idle: make(chan *Shim, size), log: log, lifeline: [2]*os.File{r, w}, stderr: stderr,
 		signals: make(chan os.Signal, 1), pids: map[int]struct{}{}}
 	signal.Notify(p.signals, unix.SIGCHLD)
@@ -68,26 +74,24 @@ func NewPool(path, dir string, size int, log *slog.Logger) (*Pool, error) {
 	return p, nil
 }
 
-// readOnlyView opens the binary on a detached read-only mount of its own, so
-// that nothing which gets hold of a shim's /proc/self/exe can write to it
-// (CVE-2019-5736). The page cache stays shared, unlike that of a copy.
+// readOnlyView opens the binary so that nothing which gets hold of a shim's
+// /proc/self/exe can write to it (CVE-2019-5736).
 func readOnlyView(path string) (*os.File, error) {
-	tree, err := unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	view, err := binview.Open(path)
 	if err != nil {
-		return nil, &os.PathError{Op: "open_tree", Path: path, Err: err}
+		return nil, err
 	}
-	attr := &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
-	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, attr); err != nil {
-		unix.Close(tree)
-		return nil, &os.PathError{Op: "mount_setattr", Path: path, Err: err}
-	}
-	// A child has its own files at the low numbers before it runs the binary.
-	high, err := unix.FcntlInt(uintptr(tree), unix.F_DUPFD_CLOEXEC, shimFiles)
-	unix.Close(tree)
+	return above(os.NewFile(uintptr(view), path), shimFiles)
+}
+
+// above gives f a number that is at least least.
+func above(f *os.File, least int) (*os.File, error) {
+	defer f.Close()
+	high, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, least)
 	if err != nil {
-		return nil, &os.PathError{Op: "dup", Path: path, Err: err}
+		return nil, &os.PathError{Op: "dup", Path: f.Name(), Err: err}
 	}
-	return os.NewFile(uintptr(high), path), nil
+	return os.NewFile(uintptr(high), f.Name()), nil
 }
 
 // Template is where the node's template mount namespace is pinned; see

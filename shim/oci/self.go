@@ -6,6 +6,8 @@ import (
 	"strconv"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/longshore/longshore/internal/binview"
 )
 
 // programName is the name of the process in procfs: one started from a
@@ -18,21 +20,16 @@ const programName = "longshore-shim"
 // (CVE-2019-5736). It does not return if it starts anew. A binary of
 // hack/build.sh has seen to it already, at less cost: shim/entry.go.
 func readOnlySelf() error {
-	const self = "/proc/self/exe"
-	var fs unix.Statfs_t
-	if err := unix.Statfs(self, &fs); err != nil {
-		return &os.PathError{Op: "statfs", Path: self, Err: err}
+	runs, err := binview.Runs()
+	if err != nil {
+		return err
 	}
-	if fs.Flags&unix.ST_RDONLY != 0 {
+	if runs {
 		return os.WriteFile("/proc/self/comm", []byte(programName), 0)
 	}
-	view, err := unix.OpenTree(unix.AT_FDCWD, self, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	view, err := binview.Open("/proc/self/exe")
 	if err != nil {
-		return &os.PathError{Op: "open_tree", Path: self, Err: err}
-	}
-	attr := &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
-	if err := unix.MountSetattr(view, "", unix.AT_EMPTY_PATH, attr); err != nil {
-		return &os.PathError{Op: "mount_setattr", Path: self, Err: err}
+		return err
 	}
 	err = unix.Exec("/proc/self/fd/"+strconv.Itoa(view), os.Args, os.Environ())
 	return fmt.Errorf("start from a read-only view of the binary: %w", err)
