@@ -295,7 +295,7 @@ func (a *assembly) assemble(made []int) (err error) {
 	}
 	for i := range a.sources {
 		if s := &a.sources[i]; s.last {
-			err := a.outside(func() error { return setAttr(s.fd, unix.MOUNT_ATTR_RDONLY, 0, 0, false) })
+			err := a.outside(func() error { return changeMount(s.fd, mountChange{set: unix.MOUNT_ATTR_RDONLY}) })
 			if err != nil {
 				return fmt.Errorf("make %s read-only: %w", s.spec.Destination, err)
 			}
@@ -364,10 +364,7 @@ func openPlain(root int, name string) (int, error) {
 // attach moves a detached mount to an open place in the root. Before Linux
 // 6.15 the root must be attached somewhere for that.
 func (a *assembly) attach(mount, target int) error {
-	move := func() error {
-		return unix.MoveMount(mount, "", target, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
-	}
-	return a.inShop(move)
+	return a.inShop(func() error { return moveOnto(mount, target) })
 }
 
 // remount changes the attributes of a mount that is there.

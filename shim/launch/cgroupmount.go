@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/longshore/longshore/internal/cgroup"
 	"github.com/longshore/longshore/internal/safepath"
 )
 
@@ -24,26 +25,35 @@ func (a *assembly) cgroups(s *source) error {
 		return err
 	}
 	a.fds.add(s.fd)
-	if err := a.fillCgroups(s); err != nil {
+	if err := a.nameCgroups(s.fd); err != nil {
 		return err
 	}
 	if err := s.opts.applyTo(s.fd, false); err != nil {
 		return err
 	}
-	return a.attach(s.fd, target)
+	if err := a.attach(s.fd, target); err != nil {
+		return err
+	}
+	for i := range a.host.Trees {
+		if err := a.bindGroup(s, &a.host.Trees[i]); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
-func (a *assembly) fillCgroups(s *source) error {
+// nameCgroups makes a directory for each of the host's hierarchies, and links by
+// which "cpu,cpuacct" is found by either name.
+func (a *assembly) nameCgroups(dir int) error {
 	for i := range a.host.Trees {
 		t := &a.host.Trees[i]
 		name := filepath.Base(t.Mount)
-		if err := a.bindGroup(s, t.Mount+a.group.Path(), name); err != nil {
+		if err := unix.Mkdirat(dir, name, 0o755); err != nil {
 			return err
 		}
 		for _, c := range t.Controllers {
-			// "cpu,cpuacct" is found by either name.
 			if !t.Unified && c != name && strings.Contains(name, ",") && slices.Contains(strings.Split(name, ","), c) {
-				if err := unix.Symlinkat(name, s.fd, c); err != nil && err != unix.EEXIST {
+				if err := unix.Symlinkat(name, dir, c); err != nil && err != unix.EEXIST {
 					return err
 				}
 			}
@@ -52,23 +62,20 @@ func (a *assembly) fillCgroups(s *source) error {
 	return nil
 }
 
-// bindGroup shows one directory of the host's hierarchies.
-func (a *assembly) bindGroup(s *source, dir, name string) error {
-	mount, err := cloneHostPath(dir, false)
+// bindGroup shows the container's group in one of the host's hierarchies.
+func (a *assembly) bindGroup(s *source, t *cgroup.Tree) error {
+	mount, err := cloneHostPath(t.Mount+a.group.Path(), false)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(mount)
-	if err := unix.Mkdirat(s.fd, name, 0o755); err != nil {
+	if err := s.opts.applyTo(mount, false); err != nil {
 		return err
 	}
-	at, err := unix.Openat(s.fd, name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	at, err := unix.Openat(s.fd, filepath.Base(t.Mount), unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(at)
-	if err := s.opts.applyTo(mount, false); err != nil {
-		return err
-	}
 	return a.attach(mount, at)
 }

@@ -407,11 +407,6 @@ func (k *creation) hand() error {
 		}
 		k.fds.add(give[1])
 	}
-	if k.cfg.Spec.Root != nil && k.cfg.Spec.Root.Readonly {
-		if err := setAttr(c.root, unix.MOUNT_ATTR_RDONLY, 0, 0, false); err != nil {
-			return fmt.Errorf("make the root read-only: %w", err)
-		}
-	}
 	for _, s := range a.lateSources() {
 		give = append(give, s.fd)
 	}

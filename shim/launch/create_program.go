@@ -98,7 +98,9 @@ func (k *creation) complete() (err error) {
 	if err := k.propagate(); err != nil {
 		return err
 	}
-	k.changeLate()
+	if err := k.changeLate(); err != nil {
+		return err
+	}
 	k.do("become session leader", unix.SYS_SETSID)
 	if k.plan.terminal {
 		slave := uintptr(firstFree + 1)
@@ -218,25 +220,61 @@ func (k *creation) attachRoot() {
 }
 
 // changeLate appends what only a member of the mount namespace may do.
-func (k *creation) changeLate() {
+func (k *creation) changeLate() error {
 	late := k.parts.lateSources()
+	change := k.setAttr
+	if len(late) > 0 && !hasMountSetattr() {
+		change = k.remount
+	}
 	for i, s := range late {
 		fd := uintptr(k.next - len(late) + i)
-		change := func(verb string, flags, set, propagation uintptr) {
-			k.add(opName{verb, s.spec.Destination}, 0, unix.SYS_MOUNT_SETATTR, fd, k.str(""), unix.AT_EMPTY_PATH|flags,
-				k.words(set, 0, propagation, 0), unix.MOUNT_ATTR_SIZE_VER0)
-		}
 		if s.opts.readOnly() && !s.opts.bind {
-			change("make read-only", 0, unix.MOUNT_ATTR_RDONLY, 0)
+			if err := change(fd, s, &mountChange{set: unix.MOUNT_ATTR_RDONLY}); err != nil {
+				return err
+			}
 		}
 		if s.opts.unbindable() {
-			recursive := uintptr(0)
-			if s.opts.recPropagation {
-				recursive = unix.AT_RECURSIVE
+			if err := change(fd, s, &mountChange{propagation: unix.MS_UNBINDABLE, recursive: s.opts.recPropagation}); err != nil {
+				return err
 			}
-			change("make unbindable", recursive, 0, unix.MS_UNBINDABLE)
 		}
 	}
+	return nil
+}
+
+func lateName(s *source, c *mountChange) opName {
+	if c.propagation != 0 {
+		return opName{"make unbindable", s.spec.Destination}
+	}
+	return opName{"make read-only", s.spec.Destination}
+}
+
+func (k *creation) setAttr(fd uintptr, s *source, c *mountChange) error {
+	flags := uintptr(unix.AT_EMPTY_PATH)
+	if c.recursive {
+		flags |= unix.AT_RECURSIVE
+	}
+	k.add(lateName(s, c), 0, unix.SYS_MOUNT_SETATTR, fd, k.str(""), flags,
+		k.words(uintptr(c.set), 0, uintptr(c.propagation), 0), unix.MOUNT_ATTR_SIZE_VER0)
+	return nil
+}
+
+// remount is setAttr for kernels before 5.12. It goes by the working directory,
+// which the end of the program sets anyway: there is no procfs to name fd by.
+func (k *creation) remount(fd uintptr, s *source, c *mountChange) error {
+	if s.file {
+		return fmt.Errorf("%s at %s, a file, needs mount_setattr of Linux 5.12: %w", lateName(s, c).verb, s.spec.Destination, unix.ENOSYS)
+	}
+	flags := uintptr(c.propagation)
+	if c.recursive {
+		flags |= unix.MS_REC
+	}
+	if c.set != 0 {
+		flags = unix.MS_REMOUNT | unix.MS_BIND | remountFlags(unix.ST_RELATIME, s.opts.set|s.opts.recSet|c.set, s.opts.clear|s.opts.recClear)
+	}
+	k.add(opName{"enter", s.spec.Destination}, 0, unix.SYS_FCHDIR, fd)
+	k.add(lateName(s, c), 0, unix.SYS_MOUNT, 0, k.str("."), 0, flags, 0)
+	return nil
 }
 
 // propagate appends the root's propagation, once it is the root: a shared mount

@@ -245,10 +245,10 @@ func (a *assembly) readonly(name string) error {
 			return err
 		}
 		defer unix.Close(mount)
-		if err := setAttr(mount, unix.MOUNT_ATTR_RDONLY, 0, 0, true); err != nil {
+		if err := changeMount(mount, mountChange{set: unix.MOUNT_ATTR_RDONLY, recursive: true}); err != nil {
 			return err
 		}
-		return unix.MoveMount(mount, "", target, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
+		return moveOnto(mount, target)
 	})
 }
 
@@ -323,7 +323,7 @@ func (a *assembly) bindConsole(slave int) error {
 			return err
 		}
 		defer unix.Close(mount)
-		return unix.MoveMount(mount, "", file, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
+		return moveOnto(mount, file)
 	})
 	if err != nil {
 		return fmt.Errorf("mount /dev/console: %w", err)

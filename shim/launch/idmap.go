@@ -12,6 +12,9 @@ import (
 // to a container id on disk belongs to its host id there (Linux 5.12; overlay
 // layers 5.19, tmpfs 6.3).
 func mapIDs(mount int, uids, gids []specs.LinuxIDMapping, recursive bool) error {
+	if !hasMountSetattr() {
+		return fmt.Errorf("id-mapped mounts need mount_setattr of Linux 5.12: %w", unix.ENOSYS)
+	}
 	ns, err := mappingNamespace(uids, gids)
 	if err != nil {
 		return fmt.Errorf("make user namespace for id mapping: %w", err)

@@ -44,11 +44,20 @@ func privateTree(dir int, path string, recursive bool) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	if err := setAttr(fd, 0, 0, unix.MS_PRIVATE, recursive); err != nil {
+	if err := changeMount(fd, mountChange{propagation: unix.MS_PRIVATE, recursive: recursive}); err != nil {
 		unix.Close(fd)
 		return -1, err
 	}
 	return fd, nil
+}
+
+// moveOnto attaches a detached mount at an open place. Before Linux 6.15 the place
+// must be in the caller's mount namespace.
+func moveOnto(mount, target int) error {
+	if kernel.noDetachedTargets && !attached(target) {
+		return unix.EINVAL
+	}
+	return unix.MoveMount(mount, "", target, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
 }
 
 // newFilesystem mounts a filesystem detached, by fsopen(2) (Linux 5.2).

@@ -15,7 +15,8 @@ const olderEnv = "LAUNCH_TEST_OLDER"
 var olderKernels = map[string][]*bool{
 	"mounts onto detached trees, 6.15":   {&kernel.noDetachedTargets},
 	"overlay layers by descriptor, 6.13": {&kernel.noDetachedTargets, &kernel.noOverlayFD},
-	"CLONE_INTO_CGROUP, 5.7":             {&kernel.noDetachedTargets, &kernel.noOverlayFD, &kernel.noIntoCgroup},
+	"mount_setattr, 5.12":                {&kernel.noDetachedTargets, &kernel.noOverlayFD, &kernel.noMountSetattr},
+	"CLONE_INTO_CGROUP, 5.7":             {&kernel.noDetachedTargets, &kernel.noOverlayFD, &kernel.noMountSetattr, &kernel.noIntoCgroup},
 	"memory shared with an exec":         {&kernel.noSharedMemory},
 }
 

@@ -143,18 +143,6 @@ func (o *mountOptions) add(opt string) {
 	o.data = append(o.data, opt)
 }
 
-// setAttr changes an open mount; zero changes are no call.
-func setAttr(fd int, set, clear, propagation uint64, recursive bool) error {
-	if set == 0 && clear == 0 && propagation == 0 {
-		return nil
-	}
-	flags := uint(unix.AT_EMPTY_PATH)
-	if recursive {
-		flags |= unix.AT_RECURSIVE
-	}
-	return unix.MountSetattr(fd, "", flags, &unix.MountAttr{Attr_set: set, Attr_clr: clear, Propagation: propagation})
-}
-
 func (o *mountOptions) readOnly() bool { return (o.set|o.recSet)&unix.MOUNT_ATTR_RDONLY != 0 }
 
 func (o *mountOptions) unbindable() bool { return o.propagation == unix.MS_UNBINDABLE }
@@ -166,16 +154,14 @@ func (o *mountOptions) applyTo(fd int, later bool) error {
 	if later {
 		keep &^= unix.MOUNT_ATTR_RDONLY
 	}
-	if err := setAttr(fd, o.set&keep, o.clear, 0, false); err != nil {
-		return err
-	}
-	if err := setAttr(fd, o.recSet&keep, o.recClear, 0, true); err != nil {
-		return err
-	}
+	propagation := o.propagation
 	if o.unbindable() {
-		return setAttr(fd, 0, 0, unix.MS_PRIVATE, o.recPropagation)
+		propagation = unix.MS_PRIVATE
 	}
-	return setAttr(fd, 0, 0, o.propagation, o.recPropagation)
+	return changeMount(fd,
+		mountChange{set: o.set & keep, clear: o.clear},
+		mountChange{set: o.recSet & keep, clear: o.recClear, recursive: true},
+		mountChange{propagation: propagation, recursive: o.recPropagation})
 }
 
 // propagationMode reads spec.linux.rootfsPropagation.

@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -22,6 +23,7 @@ type soak struct {
 	*fixture
 	r        *rand.Rand
 	template string
+	layer    []string       // options of the root, unmapped
 	seen     map[string]int // failures by where they were
 	reached  int            // containers whose program ran
 	null     *os.File
@@ -65,7 +67,7 @@ func sum(m map[string]int) (n int) {
 
 func newSoak(t *testing.T) *soak {
 	f := newFixture(t, "pause")
-	s := &soak{fixture: f, r: rand.New(rand.NewPCG(5, 6)), seen: map[string]int{}, template: filepath.Join(t.TempDir(), "template")}
+	s := &soak{fixture: f, layer: f.cfg.Rootfs[0].Options, r: rand.New(rand.NewPCG(5, 6)), seen: map[string]int{}, template: filepath.Join(t.TempDir(), "template")}
 	if err := PinTemplate(s.template); err != nil {
 		t.Fatal(err)
 	}
@@ -127,6 +129,7 @@ func (s *soak) vary() {
 	s.spec.Process.Terminal = s.r.IntN(3) == 0
 	s.cfg.Stdio = Stdio{Stdin: s.null, Stdout: s.null, Stderr: s.null}
 	s.without(specs.UserNamespace)
+	s.cfg.Rootfs[0].Options = slices.Clone(s.layer)
 	s.spec.Linux.UIDMappings, s.spec.Linux.GIDMappings = nil, nil
 	if s.r.IntN(4) == 0 {
 		s.userNS("")

@@ -611,6 +611,9 @@ func TestIDMappedMount(t *testing.T) {
 		specs.Mount{Destination: "/mapped", Source: volume, Options: []string{"bind"}, UIDMappings: podMaps, GIDMappings: podMaps},
 		specs.Mount{Destination: "/idmap", Source: volume, Options: []string{"rbind", "ridmap"}},
 		specs.Mount{Destination: "/plain", Source: volume, Options: []string{"bind"}})
+	if f.mapsNoIDs() {
+		return
+	}
 	c := f.create()
 	if err := c.Start(); err != nil {
 		t.Fatal(err)

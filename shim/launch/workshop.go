@@ -95,10 +95,7 @@ func (a *assembly) inShop(step func() error) error {
 	if a.shop != nil {
 		return a.shop.run(step)
 	}
-	err := error(unix.EINVAL)
-	if !kernel.noDetachedTargets {
-		err = step()
-	}
+	err := step()
 	if !errors.Is(err, unix.EINVAL) || kernel.noWorkshop {
 		return err
 	}
@@ -122,7 +119,7 @@ func (a *assembly) outside(step func() error) error {
 // workshop's work is taken out with keeps peers and masters.
 func (a *assembly) finished() (int, error) {
 	if a.shop == nil && !a.ordered {
-		return a.root, nil
+		return a.root, a.protectRoot()
 	}
 	err := a.outside(func() (err error) {
 		old := a.root
@@ -139,6 +136,9 @@ func (a *assembly) finished() (int, error) {
 		a.shop.close()
 		a.shop = nil
 	}
+	if err := a.protectRoot(); err != nil {
+		return -1, err
+	}
 	// What the child changes is in the copy now.
 	for _, s := range a.lateSources() {
 		if s.fd, err = safepath.OpenPath(a.root, s.spec.Destination); err != nil {
@@ -148,6 +148,17 @@ func (a *assembly) finished() (int, error) {
 	}
 	a.refindDevpts()
 	return a.root, nil
+}
+
+// protectRoot makes the detached root read-only if the spec says so.
+func (a *assembly) protectRoot() error {
+	if a.spec.Root == nil || !a.spec.Root.Readonly {
+		return nil
+	}
+	if err := changeMount(a.root, mountChange{set: unix.MOUNT_ATTR_RDONLY}); err != nil {
+		return fmt.Errorf("make the root read-only: %w", err)
+	}
+	return nil
 }
 
 // refindDevpts finds the devpts of a copied root: a terminal opened in the old
