@@ -19,12 +19,12 @@ import (
 // which its shim opens by path.
 type fifos struct {
 	paths   [3]string   // stdin, stdout, stderr; "" is /dev/null
-	holding [3]*os.File // writing ends, so that none ends before the shim has opened it
+	holding [3]*os.File // writing ends of output, so that none ends before the shim has opened it
 	log     *stdio.Log
 	copies  sync.WaitGroup
 
 	mu    sync.Mutex // guards all below
-	stdin *os.File   // writing end, of those that feed the process
+	stdin *input     // of those that feed the process
 	out   [3]*stdio.Stream
 	other []*os.File // closed at the end
 }
@@ -40,14 +40,15 @@ func (f *fifos) make(i int, bundle, name string) (*os.File, error) {
 		return nil, &os.PathError{Op: "mkfifo", Path: path, Err: err}
 	}
 	f.paths[i] = path
+	if i == 0 {
+		var err error
+		f.stdin, err = openInput(path)
+		return nil, err
+	}
 	// Opened for both ways, a FIFO does not wait for its other end.
 	held, err := os.OpenFile(path, os.O_RDWR|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
-	}
-	if i == 0 {
-		f.stdin = held
-		return nil, nil
 	}
 	f.holding[i] = held
 	return os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
@@ -130,7 +131,9 @@ func (f *fifos) feed(file *os.File, ended func()) {
 	f.other = append(f.other, file)
 	f.mu.Unlock()
 	go func() { // ends with file, which finish closes
-		_, _ = io.Copy(to, file)
+		if w, err := to.writer(); err == nil {
+			_, _ = io.Copy(w, file)
+		}
 		ended()
 	}()
 }
@@ -157,7 +160,7 @@ func (f *fifos) abandon() { _ = f.finish() }
 // finish waits for the output of a process that has ended, and closes all.
 func (f *fifos) finish() error {
 	f.opened()
-	f.closeStdin()
+	f.dropStdin()
 	copied := make(chan struct{})
 	go func() { f.copies.Wait(); close(copied) }()
 	var err error
@@ -178,23 +181,41 @@ func (f *fifos) finish() error {
 	return err
 }
 
+// closeStdin ends the process's input, once its shim has come to read it.
 func (f *fifos) closeStdin() {
 	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.stdin != nil {
-		f.stdin.Close()
-		f.stdin = nil
+	in := f.stdin
+	f.mu.Unlock()
+	if in != nil {
+		_, _ = in.writer()
+		f.dropStdin()
+	}
+}
+
+// dropStdin ends the input of a process that has ended.
+func (f *fifos) dropStdin() {
+	f.mu.Lock()
+	in := f.stdin
+	f.stdin = nil
+	f.mu.Unlock()
+	if in != nil {
+		in.close()
 	}
 }
 
 // stdinFD gives a descriptor of its own that feeds the process.
 func (f *fifos) stdinFD() (int, error) {
 	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.stdin == nil {
+	in := f.stdin
+	f.mu.Unlock()
+	if in == nil {
 		return -1, api.Errorf(api.CodeFailedPrecondition, "the container's stdin is not open")
 	}
-	raw, err := f.stdin.SyscallConn()
+	w, err := in.writer()
+	if err != nil {
+		return -1, err
+	}
+	raw, err := w.SyscallConn()
 	if err != nil {
 		return -1, err
 	}

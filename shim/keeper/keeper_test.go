@@ -400,6 +400,71 @@ func TestKillFindsWhoIsJustBeingStarted(t *testing.T) {
 	}
 }
 
+// TestInputWaitsForTheShim: what is written to a process is not lost because its
+// shim opens the FIFO late.
+func TestInputWaitsForTheShim(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(w, "all of it"); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	bundle := t.TempDir()
+	f, err := openExec(bundle, "e", [3]*os.File{r})
+	if err != nil {
+		t.Fatal(err)
+	}
+	late, err := unix.Open(f.paths[0], unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(late)
+	f.opened()
+	ended := make(chan struct{})
+	f.feed(r, func() { f.closeStdin(); close(ended) })
+	select {
+	case <-ended:
+		t.Error("it has ended before anybody could read it")
+	case <-time.After(50 * time.Millisecond):
+	}
+	got := make(chan string, 1)
+	go func() {
+		data, err := os.ReadFile(fmt.Sprint("/proc/self/fd/", late))
+		got <- fmt.Sprint(string(data), err)
+	}()
+	select {
+	case text := <-got:
+		if text != "all of it<nil>" {
+			t.Errorf("read %q", text)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("who reads it waits for ever")
+	}
+	<-ended
+	if err := f.finish(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestInputThatNobodyReadsIsGivenUp: the shim has died first.
+func TestInputThatNobodyReadsIsGivenUp(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	f, err := openExec(t.TempDir(), "e", [3]*os.File{r})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	f.feed(r, func() { close(ended) })
+	f.abandon()
+	<-ended
+}
+
 func TestParseBootstrap(t *testing.T) {
 	for out, want := range map[string]string{
 		"unix:///run/s/abc\n": "/run/s/abc 2",
