@@ -94,12 +94,11 @@ func serve(l *net.UnixListener, lifeline *os.File, server *api.Server, ending <-
 		var b [1]byte
 		lifeline.Read(b[:]) // returns when the daemon's end has closed
 		daemonGone()
-	}()
+	}() // goes with the process
 	<-ending
 	removeSocket(l)
 	l.Close()
 	server.Close()
-	lifeline.Close()
 	return <-served
 }
 

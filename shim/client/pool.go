@@ -57,14 +57,11 @@ func NewPool(path, dir string, size int, log *slog.Logger) (*Pool, error) {
 	if err != nil {
 		return nil, err
 	}
-	r, w, err := os.Pipe()
+	lifeline, err := newLifeline(int(binary.Fd()) + 1)
 	if err != nil {
 		return nil, err
 	}
-	if r, err = above(r, int(binary.Fd())+1); err != nil {
-		return nil, err
-	}
-	p := &Pool{binary: binary, dir: dir, idle: make(chan *Shim, size), log: log, lifeline: [2]*os.File{r, w}, stderr: stderr,
+	p := &Pool{binary: binary, dir: dir, idle: make(chan *Shim, size), log: log, lifeline: lifeline, stderr: stderr,
 		signals: make(chan os.Signal, 1), pids: map[int]struct{}{}}
 	signal.Notify(p.signals, unix.SIGCHLD)
 	p.reaping.Go(p.reap)
@@ -82,6 +79,24 @@ func readOnlyView(path string) (*os.File, error) {
 		return nil, err
 	}
 	return above(os.NewFile(uintptr(view), path), shimFiles)
+}
+
+// newLifeline makes the pipe; its reading end has a number that is at least least.
+// It does not block, in any process that has it: a pipe of os.Pipe would be made
+// to block whenever it is handed to a shim, and those that have it already would
+// wait for its end in a read that nothing interrupts.
+func newLifeline(least int) (ends [2]*os.File, err error) {
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+		return ends, os.NewSyscallError("pipe2", err)
+	}
+	w := os.NewFile(uintptr(fds[1]), "lifeline")
+	r, err := above(os.NewFile(uintptr(fds[0]), "lifeline"), least)
+	if err != nil {
+		w.Close()
+		return ends, err
+	}
+	return [2]*os.File{r, w}, nil
 }
 
 // above gives f a number that is at least least.

@@ -6,6 +6,8 @@ import (
 	"os"
 	"os/exec"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // fewFilesEnv is the directory of a pool that a process makes before it has
@@ -42,5 +44,29 @@ func TestPoolOfAProcessWithFewFiles(t *testing.T) {
 	cmd.Env = append(os.Environ(), fewFilesEnv+"="+t.TempDir(), "GODEBUG=containermaxprocs=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Errorf("%v: %s", err, out)
+	}
+}
+
+// TestLifelineNeverBlocks: its description is shared with all shims, and one
+// that is started changes nothing for the others.
+func TestLifelineNeverBlocks(t *testing.T) {
+	ends, err := newLifeline(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ends[1].Close()
+	defer ends[0].Close()
+	for range 2 {
+		proc, err := os.StartProcess("/bin/cat", []string{"cat"}, &os.ProcAttr{Files: []*os.File{nil, nil, nil, ends[0]}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := proc.Wait(); err != nil {
+			t.Fatal(err)
+		}
+		flags, err := unix.FcntlInt(ends[0].Fd(), unix.F_GETFL, 0)
+		if err != nil || flags&unix.O_NONBLOCK == 0 {
+			t.Errorf("flags %#x, %v: it blocks", flags, err)
+		}
 	}
 }
