@@ -6,7 +6,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -70,12 +69,9 @@ func lives(pid int) bool {
 	return n == 0 || err != nil
 }
 
-// lockLimit bounds the wait for the lock of a daemon that was killed, whose
-// last child may hold it until its execve(2).
-const lockLimit = 2 * time.Second
-
 // lockState keeps a second daemon off the same state. The lock goes with the
-// process, however it ends.
+// process, however it ends: it is one of fcntl(2), since that of flock(2) would
+// stay while a child that is just being started still has the file.
 func lockState(dir string) (unlock func(), err error) {
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return nil, err
@@ -84,25 +80,11 @@ func lockState(dir string) (unlock func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	locked := make(chan error, 1)
-	go func() { // ends with the lock's owner, or with us
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX)
-		for err == unix.EINTR {
-			err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
-		}
-		locked <- err
-	}()
-	select {
-	case err = <-locked:
-	case <-time.After(lockLimit):
-		go func() { // as the other
-			<-locked
-			f.Close()
-		}()
-		return nil, fmt.Errorf("another daemon uses %s", dir)
-	}
-	if err != nil {
+	if err := unix.FcntlFlock(f.Fd(), unix.F_SETLK, &unix.Flock_t{Type: unix.F_WRLCK}); err != nil {
 		f.Close()
+		if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
+			return nil, fmt.Errorf("another daemon uses %s", dir)
+		}
 		return nil, fmt.Errorf("lock %s: %w", dir, err)
 	}
 	return func() { f.Close() }, nil

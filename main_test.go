@@ -107,20 +107,3 @@ func TestListenReplacesADeadSocketOnly(t *testing.T) {
 		t.Errorf("mode %v, %v", info.Mode(), err)
 	}
 }
-
-func TestStateIsLockedOnce(t *testing.T) {
-	dir := t.TempDir()
-	unlock, err := lockState(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := lockState(dir); err == nil || !strings.Contains(err.Error(), dir) {
-		t.Errorf("a second lock: %v", err)
-	}
-	unlock()
-	if unlock, err = lockState(dir); err != nil {
-		t.Error(err)
-	} else {
-		unlock()
-	}
-}
