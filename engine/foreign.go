@@ -46,7 +46,7 @@ func (e *Engine) clearForeign(c *container) {
 		endShim(s)
 	}
 	if err != nil {
-		e.log.Warn("what another runtime holds of a container stays", "container", c.id, "err", err)
+		e.log.Warn("what another runtime holds of a container may stay", "container", c.id, "err", err)
 	}
 	if e.isForeign(c) {
 		return

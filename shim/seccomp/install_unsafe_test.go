@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"testing"
 	"unsafe"
@@ -27,6 +28,7 @@ func TestMain(m *testing.M) {
 
 // child puts itself under the profile and prints what some calls answer.
 func child(profile string) {
+	runtime.LockOSThread() // no_new_privs is a property of the thread
 	fail := func(err error) {
 		if err != nil {
 			os.Stderr.WriteString(err.Error() + "\n")
