@@ -22,7 +22,7 @@ if [ "$(id -u)" -eq 0 ]; then run=$PWD/hack/as-nobody.sh; fi
 # What qemu-user does not know: clone3, openat2, prctl(PR_SET_CHILD_SUBREAPER)
 # before any test of shim/oci, and seccomp filters, or to start another arm64
 # program.
-skip='^(TestLoop|TestProgramGrowsAtGate|TestSecondCloneIsOurChild|TestLinksInsideAreFollowed|TestKernelTakesFilters)$'
+skip='^(TestLoop|TestProgramGrowsAtGate|TestChildGetsLittleMemory|TestSecondCloneIsOurChild|TestLinksInsideAreFollowed|TestKernelTakesFilters)$'
 mapfile -t packages < <(go list ./shim/... ./internal/... ./cni/... | grep -v '/shim/oci$')
 env -u REQUIRE go test -exec "$run" -skip "$skip" "${packages[@]}"
 echo "arm64: ${#packages[@]} packages"
