@@ -59,13 +59,17 @@ func (l *live) reload() error {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.level.Set(level)
 	l.engine.SetHandlers(next.handlers(), next.ShimDirs)
 	l.images.SetRegistries(next.images().Registries)
 	// What takes a restart stays, and is told.
 	taken := l.cfg
 	taken.LogLevel, taken.Handlers, taken.ShimDirs, taken.Images.Registries = next.LogLevel, next.Handlers, next.ShimDirs, next.Images.Registries
 	l.cfg = taken
+	// It is told at the more talkative of the two levels.
+	if level < l.level.Level() {
+		l.level.Set(level)
+	}
+	defer l.level.Set(level)
 	l.log.Info("configuration is read again", "needRestart", strings.Join(differing(&taken, &next), " "))
 	return nil
 }

@@ -355,12 +355,18 @@ func poll(ctx context.Context, ask func() (bool, error)) error {
 }
 
 // until exited NAME, until running NAME, until log NAME TEXT, until limited
-// NAME BYTES
+// NAME BYTES, until said N TEXT
 func waitFor(s *session, ctx context.Context, args []string, _ io.Writer) error {
 	if args[0] == "limited" {
 		return poll(ctx, func() (bool, error) {
 			st, err := s.containerStatus(ctx, args[1])
 			return fmt.Sprint(st.GetResources().GetLinux().GetMemoryLimitInBytes()) == args[2], err
+		})
+	}
+	if args[0] == "said" { // by the daemon, so many times
+		return poll(ctx, func() (bool, error) {
+			data, err := os.ReadFile(s.node.Path("daemon.log"))
+			return strconv.Itoa(bytes.Count(data, []byte(strings.Join(args[2:], " ")))) == args[1], err
 		})
 	}
 	if args[0] == "log" {

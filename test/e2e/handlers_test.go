@@ -18,9 +18,12 @@ func init() {
 	commands["unbroken"] = verb(unbroken)
 }
 
-// reload CONFIG has the daemon read a configuration again, and fails as the
-// daemon says that it did.
+// reload [-quiet|-loud] CONFIG has the daemon read a configuration again, and
+// fails as the daemon says that it did.
 func reload(s *session, ctx context.Context, args []string, _ io.Writer) error {
+	if len(args) > 1 {
+		s.node.Quiet, args = args[0] == "-quiet", args[1:]
+	}
 	data, err := os.ReadFile(args[0])
 	if err != nil {
 		return err

@@ -21,6 +21,7 @@ import (
 func init() {
 	commands["registry"] = verb(registry)
 	commands["pull-as"] = verb(pullAs)
+	commands["pull-for"] = verb(pullFor)
 	commands["small-disk"] = verb(smallDisk)
 	commands["disk"] = verb(disk)
 }
@@ -112,6 +113,15 @@ func registry(s *session, _ context.Context, args []string, _ io.Writer) error {
 func pullAs(s *session, ctx context.Context, args []string, out io.Writer) error {
 	resp, err := s.node.Images.PullImage(ctx, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: args[2]},
 		Auth: &runtimeapi.AuthConfig{Username: args[0], Password: args[1]}})
+	if err == nil {
+		fmt.Fprintln(out, resp.ImageRef)
+	}
+	return err
+}
+
+// pull-for HANDLER REFERENCE pulls for pods of a runtime handler.
+func pullFor(s *session, ctx context.Context, args []string, out io.Writer) error {
+	resp, err := s.node.Images.PullImage(ctx, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: args[1], RuntimeHandler: args[0]}})
 	if err == nil {
 		fmt.Fprintln(out, resp.ImageRef)
 	}
