@@ -16,4 +16,6 @@ var (
 	ErrNetwork = errors.New("network is not ready")
 	// ErrTimeout says that a process ran for longer than it was allowed.
 	ErrTimeout = errors.New("timed out")
+	// ErrSlow says that a client took less than it was sent, for too long.
+	ErrSlow = errors.New("the client took too little of the output and was let go")
 )

@@ -2,6 +2,7 @@ package stream
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -48,7 +49,11 @@ func (c *command) attach(ctx context.Context, in io.Reader, out, errOut io.Write
 	defer c.up.begin()()
 	sizes, stop := follow(resize)
 	defer stop()
-	return unlessGone(ctx, c.runner.Attach(ctx, c.id, engineStreams(in, out, errOut, tty, sizes)))
+	err := c.runner.Attach(ctx, c.id, engineStreams(in, out, errOut, tty, sizes))
+	if errors.Is(err, engine.ErrSlow) {
+		c.up.hurry()
+	}
+	return unlessGone(ctx, err)
 }
 
 // ExecInContainer implements [remotecommand.Executor].

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -33,6 +34,7 @@ type upgrader struct {
 	ctx           context.Context
 	gone          context.CancelCauseFunc
 	stall, linger time.Duration
+	hurried       atomic.Bool  // what is still to be sent has a farewell's time
 	tasks         atomic.Int32 // that the connection serves
 	conn          *conn
 }
@@ -42,6 +44,23 @@ type upgrader struct {
 func (u *upgrader) begin() (end func()) {
 	u.tasks.Add(1)
 	return func() { u.tasks.Add(-1) }
+}
+
+// hurry has the client take what is still to be sent, or be gone: it was told
+// that it is let go.
+func (u *upgrader) hurry() {
+	u.hurried.Store(true)
+	if u.conn != nil {
+		_ = u.conn.SetWriteDeadline(time.Now().Add(farewell)) // fails if it is closed
+	}
+}
+
+// soonest gives a deadline, or a farewell's time in a hurry.
+func (u *upgrader) soonest(t time.Time) time.Time {
+	if limit := time.Now().Add(farewell); u.hurried.Load() && (t.IsZero() || t.After(limit)) {
+		return limit
+	}
+	return t
 }
 
 // Hijack implements [http.Hijacker].
@@ -96,6 +115,8 @@ type conn struct {
 	unhook  func() bool
 	hangup  *os.File
 	watched chan struct{}
+
+	deadlines sync.Mutex // held while one is set
 }
 
 func (c *conn) Read(p []byte) (int, error) {
@@ -128,6 +149,20 @@ func (c *conn) Close() error {
 		return half.CloseWrite()
 	}
 	return nil
+}
+
+// SetDeadline implements [net.Conn]: the libraries set one with each frame.
+func (c *conn) SetDeadline(t time.Time) error {
+	c.deadlines.Lock()
+	defer c.deadlines.Unlock()
+	return c.Conn.SetDeadline(c.up.soonest(t))
+}
+
+// SetWriteDeadline implements [net.Conn].
+func (c *conn) SetWriteDeadline(t time.Time) error {
+	c.deadlines.Lock()
+	defer c.deadlines.Unlock()
+	return c.Conn.SetWriteDeadline(c.up.soonest(t))
 }
 
 // Write gives a client that takes nothing up after a time.

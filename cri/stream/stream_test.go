@@ -232,6 +232,33 @@ func TestClientThatTakesNothingIsLetGo(t *testing.T) {
 	}
 }
 
+// TestSlowClientIsNotWaitedFor: one that was told to be let go, and takes not
+// even that, is gone after a farewell, not after the idle time.
+func TestSlowClientIsNotWaitedFor(t *testing.T) {
+	t.Parallel()
+	writing := make(chan error, 1)
+	s := serve(t, Config{Idle: time.Hour}, &fake{exec: func(ctx context.Context, s engine.Streams) (int, error) {
+		go func() {
+			_, err := s.Stdout.Write(make([]byte, 64<<20)) // more than sockets hold
+			writing <- err
+		}()
+		time.Sleep(100 * time.Millisecond) // it has filled them by then, most likely
+		return 0, engine.ErrSlow
+	}})
+	url, err := s.Attach(&runtimeapi.AttachRequest{ContainerId: "c", Stdout: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ws, err := dial(t, url.Url, protocolV5)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ws.Close()
+	if err := <-writing; err == nil {
+		t.Error("all was sent to a client that reads nothing")
+	}
+}
+
 func TestCloseEndsStreams(t *testing.T) {
 	running, ended := make(chan struct{}), make(chan struct{})
 	s := serve(t, Config{}, &fake{exec: func(ctx context.Context, _ engine.Streams) (int, error) {

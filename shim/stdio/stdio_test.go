@@ -2,6 +2,7 @@ package stdio
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"math/rand/v2"
 	"os"
@@ -128,6 +129,75 @@ func TestClientThatGoesIsLetGo(t *testing.T) {
 	w.Close()
 	if err := <-done; err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestClientThatTakesNothingIsLetGo soon, and the others get all.
+func TestClientThatTakesNothingIsLetGo(t *testing.T) {
+	r, w := pipe(t)
+	s := NewRawStream(r, nil)
+	done := make(chan error, 1)
+	go func() { done <- s.Copy() }()
+	const clients, size = 2, 1 << 20
+	for range clients {
+		_, aw := pipe(t)
+		s.Attach(aw)
+	}
+	ar, aw := pipe(t)
+	s.Attach(aw)
+	got := make(chan int64, 1)
+	go func() {
+		n, _ := io.Copy(io.Discard, ar)
+		got <- n
+	}()
+	if _, err := w.Write(make([]byte, size)); err != nil {
+		t.Fatal(err)
+	}
+	s.mu.Lock()
+	if n := len(s.attached); n > 1 {
+		t.Errorf("%d clients are attached", n)
+	}
+	s.mu.Unlock()
+	w.Close()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if n := <-got; n != size {
+		t.Errorf("the client that takes all got %d bytes of %d", n, size)
+	}
+}
+
+// TestSlowClientHasATotal: one that takes a little within each limit holds up
+// the container no longer than one that takes nothing.
+func TestSlowClientHasATotal(t *testing.T) {
+	_, aw := pipe(t)
+	c := &client{w: aw, left: holdLimit}
+	full := make([]byte, 128<<10)
+	before := c.left
+	if err := c.send(full[:1]); err != nil || c.left != before {
+		t.Fatalf("a write that did not wait: %v, %v left", err, c.left)
+	}
+	c.left = time.Millisecond
+	if err := c.send(full); !errors.Is(err, os.ErrDeadlineExceeded) || c.left > 0 {
+		t.Fatalf("a write that waits: %v, %v left", err, c.left)
+	}
+	if err := c.send(full); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatalf("the next: %v", err)
+	}
+}
+
+// TestClientThatTakesEnoughStays, however long it takes in all.
+func TestClientThatTakesEnoughStays(t *testing.T) {
+	ar, aw := pipe(t)
+	c := &client{w: aw, left: time.Minute}
+	go io.Copy(io.Discard, ar)
+	for range 100 {
+		if err := c.send(make([]byte, 4*minTaken)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if c.left > holdLimit {
+		t.Errorf("%v left: the limit never began anew", c.left)
 	}
 }
 

@@ -13,9 +13,49 @@ import (
 // readSize is what one read(2) asks for: a pipe's capacity.
 const readSize = 64 << 10
 
-// stalled is how long an attached client may take nothing before it is let
-// go, so that it cannot stop the container for ever.
-const stalled = 10 * time.Second
+// An attached client may hold up the container for holdLimit while it takes
+// minTaken bytes; then it is let go. The daemon, which keeps some output for the
+// client, gives up sooner: this is for one that stands still itself.
+const (
+	holdLimit = 2 * time.Second
+	minTaken  = 64 << 10
+)
+
+// client is one to which output goes as well.
+type client struct {
+	w     *os.File
+	left  time.Duration // of holdLimit
+	taken int           // bytes, since the limit began anew
+}
+
+// send writes all to the client. Only waiting counts for its limit.
+func (c *client) send(data []byte) error {
+	raw, err := c.w.SyscallConn()
+	if err != nil {
+		return err
+	}
+	n := 0
+	var sent error
+	if err := raw.Write(func(fd uintptr) bool { n, sent = unix.Write(int(fd), data); return true }); err != nil {
+		return err
+	}
+	if n = max(n, 0); n == len(data) {
+		return nil
+	}
+	if sent != nil && sent != unix.EAGAIN && sent != unix.EINTR {
+		return sent
+	}
+	begun := time.Now()
+	// A pipe or socket takes a deadline; anything else cannot stall.
+	_ = c.w.SetWriteDeadline(begun.Add(c.left))
+	n, err = c.w.Write(data[n:])
+	_ = c.w.SetWriteDeadline(time.Time{})
+	c.left -= time.Since(begun)
+	if c.taken += n; c.taken >= minTaken {
+		c.left, c.taken = holdLimit, 0
+	}
+	return err
+}
 
 // buffer is what one round of reading and formatting needs.
 type buffer struct{ in, out []byte }
@@ -30,7 +70,7 @@ type Stream struct {
 	sink   io.Writer  // nil: nowhere
 
 	mu       sync.Mutex // guards all below
-	attached []*os.File
+	attached []*client
 	ended    bool
 }
 
@@ -52,8 +92,8 @@ func (s *Stream) Copy() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.ended = true
-	for _, w := range s.attached {
-		w.Close()
+	for _, c := range s.attached {
+		c.w.Close()
 	}
 	s.attached = nil
 	s.source.Close()
@@ -124,21 +164,19 @@ func (s *Stream) toAttached(data []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	kept := s.attached[:0]
-	for _, w := range s.attached {
-		// A pipe or socket takes a deadline; anything else cannot stall.
-		_ = w.SetWriteDeadline(time.Now().Add(stalled))
-		if _, err := w.Write(data); err != nil {
-			w.Close()
+	for _, c := range s.attached {
+		if err := c.send(data); err != nil {
+			c.w.Close()
 			continue
 		}
-		kept = append(kept, w)
+		kept = append(kept, c)
 	}
 	s.attached = kept
 }
 
 // Attach sends what comes from now on to w as well, which the stream closes
-// at its end, when w takes nothing for ten seconds, or when nobody reads w any
-// more. w must be in non-blocking mode.
+// at its end, when w has held up the container for two seconds and taken
+// less than 64 KiB, or when nobody reads w any more. w must be in non-blocking mode.
 func (s *Stream) Attach(w *os.File) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -146,7 +184,7 @@ func (s *Stream) Attach(w *os.File) {
 		w.Close()
 		return
 	}
-	s.attached = append(s.attached, w)
+	s.attached = append(s.attached, &client{w: w, left: holdLimit})
 	go s.watch(w)
 }
 
@@ -169,7 +207,7 @@ func (s *Stream) watch(w *os.File) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if i := slices.Index(s.attached, w); i >= 0 {
+	if i := slices.IndexFunc(s.attached, func(c *client) bool { return c.w == w }); i >= 0 {
 		s.attached = slices.Delete(s.attached, i, i+1)
 		w.Close()
 	}

@@ -334,6 +334,12 @@ func lines(args []string) error {
 func upper([]string) error {
 	scan := bufio.NewScanner(os.Stdin)
 	for scan.Scan() {
+		if n, ok := strings.CutPrefix(scan.Text(), "lines "); ok {
+			if err := lines([]string{n, "100"}); err != nil {
+				return err
+			}
+			continue
+		}
 		fmt.Println(strings.ToUpper(scan.Text()))
 	}
 	fmt.Println("end of input")
