@@ -311,9 +311,16 @@ func (s *session) held() (map[string]int, error) {
 
 // mark remembers how many descriptors of each kind daemon and shims hold;
 // settled waits until they hold no more than that.
-func mark(s *session, _ context.Context, _ []string, _ io.Writer) (err error) {
-	s.marked, err = s.held()
-	return err
+func mark(s *session, ctx context.Context, _ []string, _ io.Writer) error {
+	return poll(ctx, func() (up bool, err error) {
+		s.marked, err = s.held()
+		up = true
+		for kind := range s.marked { // a shim that is just starting has no connection yet
+			pid, _, _ := strings.Cut(kind, " ")
+			up = up && s.marked[pid+" socket"] > 1 && s.marked[pid+" anon_inode"] > 1
+		}
+		return up, err
+	})
 }
 
 func settled(s *session, ctx context.Context, _ []string, _ io.Writer) error {
