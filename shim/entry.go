@@ -7,6 +7,8 @@ package main
 // before the runtime begins, that costs an execve, and not the start of a Go
 // program that ends at once. Which command it is can be told by any argument
 // that is one of four words: where that is the value of something else, the
-// program is started once more than need be. Whatever fails here is left to
+// program is started once more than need be. What is started has GOMAXPROCS=1 in
+// its environment, which spares the runtime finding out and undoing how many
+// threads it may have; package oci takes it out. Whatever fails here is left to
 // package oci, which tries again and can say what failed.
 func entry()

@@ -21,6 +21,10 @@ DATA self<>+0(SB)/8, $"/proc/se"
 DATA self<>+8(SB)/8, $"lf/exe\x00\x00"
 GLOBL self<>(SB), RODATA, $16
 
+DATA procs<>+0(SB)/8, $"GOMAXPRO"
+DATA procs<>+8(SB)/8, $"CS=1\x00\x00\x00\x00"
+GLOBL procs<>(SB), RODATA, $16
+
 // func entry()
 TEXT ·entry(SB), NOSPLIT|NOFRAME, $0
 	MOVQ	SP, R12			// argc, then argv and, behind its NULL, envp
@@ -86,12 +90,27 @@ found:
 	SYSCALL
 	TESTQ	AX, AX
 	JNE	begin
+	// The environment, copied from its end below the frame, with one more.
+	LEAQ	empty(SP), SI
+	MOVQ	0(R12), CX
+	LEAQ	16(R12)(CX*8), R14
+	MOVQ	R14, R15
+last:
+	MOVQ	(R15), AX
+	ADDQ	$8, R15
+	TESTQ	AX, AX
+	JNE	last
+copy:
+	SUBQ	$8, R15
+	PUSHQ	(R15)
+	CMPQ	R15, R14
+	JNE	copy
+	LEAQ	procs<>(SB), AX
+	PUSHQ	AX
 	MOVQ	$SYS_execveat, AX
 	MOVQ	R13, DI
-	LEAQ	empty(SP), SI
 	LEAQ	8(R12), DX
-	MOVQ	0(R12), CX
-	LEAQ	16(R12)(CX*8), R10
+	MOVQ	SP, R10
 	MOVQ	$AT_EMPTY_PATH, R8
 	SYSCALL
 begin:

@@ -21,6 +21,10 @@ DATA self<>+0(SB)/8, $"/proc/se"
 DATA self<>+8(SB)/8, $"lf/exe\x00\x00"
 GLOBL self<>(SB), RODATA, $16
 
+DATA procs<>+0(SB)/8, $"GOMAXPRO"
+DATA procs<>+8(SB)/8, $"CS=1\x00\x00\x00\x00"
+GLOBL procs<>(SB), RODATA, $16
+
 // func entry()
 TEXT ·entry(SB), NOSPLIT|NOFRAME, $0
 	MOVD	RSP, R19		// argc, then argv and, behind its NULL, envp
@@ -81,14 +85,37 @@ found:
 	MOVD	$MOUNT_ATTR_SIZE_VER0, R4
 	SVC
 	CBNZ	R0, begin
-	MOVD	$SYS_execveat, R8
-	MOVD	R20, R0
-	ADD	$empty, R22, R1
-	ADD	$8, R19, R2
+	// The environment, copied from its end below the frame, with one more.
 	MOVD	0(R19), R3
 	LSL	$3, R3
 	ADD	$16, R3
-	ADD	R19, R3
+	ADD	R19, R3, R23
+	MOVD	R23, R3
+last:
+	MOVD	(R3), R0
+	ADD	$8, R3
+	CBNZ	R0, last
+	SUB	R23, R3, R4
+	ADD	$8+15, R4		// the one more, and what keeps the stack aligned
+	AND	$~15, R4
+	MOVD	RSP, R0
+	SUB	R4, R0
+	MOVD	R0, RSP
+	MOVD	$procs<>(SB), R1
+	MOVD	R1, (R0)
+	ADD	$8, R0, R5
+copy:
+	MOVD	(R23), R1
+	MOVD	R1, (R5)
+	ADD	$8, R23
+	ADD	$8, R5
+	CMP	R3, R23
+	BNE	copy
+	MOVD	$SYS_execveat, R8
+	MOVD	R0, R3
+	MOVD	R20, R0
+	ADD	$empty, R22, R1
+	ADD	$8, R19, R2
 	MOVD	$AT_EMPTY_PATH, R4
 	SVC
 begin:

@@ -82,9 +82,15 @@ const maxMountinfo = 1 << 20
 var v1Controllers = [...]string{"cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids",
 	"hugetlb", "net_cls", "net_prio", "perf_event", "rdma", "misc", "name=systemd"}
 
-// Detect finds the hierarchies this process sees. On a busy node mountinfo has
-// thousands of lines, so the usual places are tried first.
-func Detect() (*Host, error) {
+// Detect finds the hierarchies this process sees, once: they do not change
+// under a running node.
+func Detect() (*Host, error) { return detected() }
+
+var detected = sync.OnceValues(find)
+
+// find looks for them. On a busy node mountinfo has thousands of lines, so the
+// usual places are tried first.
+func find() (*Host, error) {
 	trees, ok := usualTrees("/proc/self/cgroup", "/sys/fs/cgroup", filesystem)
 	if !ok {
 		var err error

@@ -94,10 +94,6 @@ func (c *Container) Init() *Process { return c.init }
 // Cgroup is the container's control group.
 func (c *Container) Cgroup() *cgroup.Group { return c.group }
 
-// hostCgroups finds the host's hierarchies once; they do not change under a
-// running node.
-var hostCgroups = sync.OnceValues(cgroup.Detect)
-
 // Start opens the gate. It returns nil once execve has happened, and an error
 // that names what failed otherwise: it wraps [unix.ENOENT] if the command was
 // not found and [unix.EACCES] if it may not be run. The process has then ended.

@@ -155,7 +155,7 @@ func (k *creation) open(taken *undo.Stack) (err error) {
 		return err
 	}
 	taken.Add(c.ns.close)
-	if c.host, err = hostCgroups(); err != nil {
+	if c.host, err = cgroup.Detect(); err != nil {
 		return fmt.Errorf("find cgroups: %w", err)
 	}
 	if c.group, err = c.host.New(cgroupPath(k.cfg), spec.Linux.Resources); err != nil {

@@ -13,6 +13,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/longshore/longshore/internal/cgroup"
 	"github.com/longshore/longshore/internal/safepath"
 )
 
@@ -28,7 +29,7 @@ func Load(cfg Config, pid int, started uint64) (*Container, error) {
 	}
 	c := &Container{id: cfg.ID, bundle: cfg.Bundle, spec: cfg.Spec, gate: cfg.Gate, filter: cfg.Filter, root: -1, devpts: -1}
 	var err error
-	if c.host, err = hostCgroups(); err != nil {
+	if c.host, err = cgroup.Detect(); err != nil {
 		return nil, fmt.Errorf("load container %s: find cgroups: %w", cfg.ID, err)
 	}
 	c.group = c.host.Load(cgroupPath(&cfg))

@@ -5,6 +5,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/longshore/longshore/internal/cgroup"
 )
 
 // Reserve makes a container for a process that another program will restore
@@ -22,7 +24,7 @@ func Reserve(cfg Config) (*Container, error) {
 	if c.filter, err = filterOf(&cfg); err != nil {
 		return nil, fmt.Errorf("create container %s: %w", cfg.ID, err)
 	}
-	if c.host, err = hostCgroups(); err != nil {
+	if c.host, err = cgroup.Detect(); err != nil {
 		return nil, fmt.Errorf("create container %s: find cgroups: %w", cfg.ID, err)
 	}
 	if c.group, err = c.host.New(cgroupPath(&cfg), cfg.Spec.Linux.Resources); err != nil {

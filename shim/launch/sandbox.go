@@ -146,7 +146,7 @@ func (s *sandbox) enterScope(taken *undo.Stack) error {
 		return err
 	}
 	taken.Add(func() { _ = systemd.StopScope(context.Background(), scope.Name) }) // the first error is told
-	host, err := hostCgroups()
+	host, err := cgroup.Detect()
 	if err != nil {
 		return err
 	}
@@ -253,7 +253,7 @@ func sandboxJoins(path string) (*cgroup.Joins, error) {
 	if path == "" {
 		return &cgroup.Joins{}, nil
 	}
-	host, err := hostCgroups()
+	host, err := cgroup.Detect()
 	if err != nil {
 		return nil, fmt.Errorf("find cgroups: %w", err)
 	}

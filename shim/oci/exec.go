@@ -78,15 +78,15 @@ func (c *cli) exec(args []string) error {
 	if err != nil {
 		return err
 	}
-	if err := ct.mayExec(o.ignorePaused); err != nil {
-		return err
-	}
 	spec, profile, err := ct.config()
 	if err != nil {
 		return err
 	}
 	launched, err := ct.launched(spec, profile)
 	if err != nil {
+		return err
+	}
+	if err := ct.mayExec(launched.Init(), o.ignorePaused); err != nil {
 		return err
 	}
 	p, err := o.process(spec, command)
@@ -131,11 +131,7 @@ func (c *cli) attend(proc *launch.Process, o execOptions) error {
 }
 
 // mayExec says in which states a process may join the container.
-func (ct *container) mayExec(ignorePaused bool) error {
-	p, err := ct.process()
-	if err != nil {
-		return err
-	}
+func (ct *container) mayExec(p *launch.Process, ignorePaused bool) error {
 	status, err := ct.status(p)
 	if err != nil {
 		return err

@@ -25,6 +25,9 @@ func readOnlySelf() error {
 		return err
 	}
 	if runs {
+		if err := os.Unsetenv("GOMAXPROCS"); err != nil { // of the entry, not the caller: not for hooks
+			return err
+		}
 		return os.WriteFile("/proc/self/comm", []byte(programName), 0)
 	}
 	view, err := binview.Open("/proc/self/exe")
