@@ -61,6 +61,14 @@ type Config struct {
 	// Gate is a directory of the caller's. With it the container outlives this
 	// process without being ended at its gate: [Load] takes it up in another one.
 	Gate string
+	// Born, if set, is called as soon as there is a process, while that is set up.
+	// Its error ends the process, and Create with that error.
+	Born func(*Process) error
+	// Eager lets the process go on to its program by itself if nothing is to
+	// happen in between: without Gate, seccomp agent, and hooks before the start.
+	// The program may run, and have ended, before Create returns; [Container.Start]
+	// tells what came of it.
+	Eager bool
 	// Filter is the compiled seccomp profile. Nil: Spec.Linux.Seccomp is compiled.
 	Filter *seccomp.Filter
 }

@@ -19,16 +19,18 @@ type creation struct {
 	cfg      *Config
 	c        *Container
 	parts    assembly
-	joins    *cgroup.Joins
-	template int // descriptor of the template mount namespace, -1 without
-	procfs   int // private procfs of the host, for sysctls and labels; -1 without
+	rest     *cgroup.Host  // hierarchies in which the child is late
+	joins    *cgroup.Joins // into the others, and later into these
+	template int           // descriptor of the template mount namespace, -1 without
+	procfs   int           // private procfs of the host, for sysctls and labels; -1 without
 	fds      fdList
+	network  fdList    // the child's, which undoing needs until the end
 	made     []*source // what the child mounts
 	mounts   []int     // the same, once it has
 	lookedUp []int     // indices of the operations that look for the command
 	fifo     *fifoGate // nil for a gate that dies with this process
 	// The child's numbers of descriptors it keeps; 0 for none.
-	childCPU, childTemplate, childProcfs int
+	childTemplate, childProcfs int
 }
 
 // Create sets a container up until its process waits at the gate. Everything
@@ -39,7 +41,8 @@ func Create(cfg Config) (*Container, error) {
 	}
 	c := &Container{id: cfg.ID, bundle: cfg.Bundle, spec: cfg.Spec, gate: cfg.Gate, root: -1, devpts: -1}
 	k := &creation{cfg: &cfg, c: c, template: -1, procfs: -1}
-	defer k.fds.closeAll()
+	defer k.network.closeAll()
+	defer k.release()
 	var taken undo.Stack
 	defer taken.Run()
 	if err := k.create(&taken); err != nil {
@@ -53,21 +56,21 @@ func (k *creation) create(taken *undo.Stack) error {
 	if err := k.open(taken); err != nil {
 		return err
 	}
-	defer k.parts.close()
-	defer k.c.ns.close()
-	defer k.joins.Close()
 	for _, step := range []struct {
 		name string
 		do   func() error
 	}{
 		{"clone", func() error { return k.clone(taken) }},
+		{"tell", k.tell},
+		{"make cgroups", k.makeGroups},
 		{"prepare root", k.parts.prepare},
 		{"complete program", k.complete},
 		{"receive mounts", k.receive},
-		{"adopt process", func() error { return k.adopt() }}, // of what clone has made
+		{"adopt process", k.adoptAndTell},
 		{"enter class", func() error { return k.enterClass(taken) }},
 		{"move devices", func() error { return k.moveDevices(taken) }},
 		{"hand root over", k.hand},
+		{"release", func() error { k.release(); return nil }},
 		{"reach gate", k.reachGate},
 	} {
 		if err := injected(step.name); err != nil {
@@ -79,6 +82,54 @@ func (k *creation) create(taken *undo.Stack) error {
 	}
 	k.c.pending = k.launching
 	return nil
+}
+
+// release closes what only the child needs from now on, and it has: while that
+// works, rather than when all waits for its last step. It may be repeated.
+func (k *creation) release() {
+	k.parts.close()
+	if k.c.ns != nil {
+		k.c.ns.close()
+	}
+	if k.joins != nil {
+		k.joins.Close()
+	}
+	k.fds.closeAll()
+}
+
+// tell calls the caller's function as soon as there is a process to tell of: it
+// works at the same time.
+func (k *creation) tell() error {
+	if k.proc == nil || k.cfg.Born == nil {
+		return nil
+	}
+	born := k.cfg.Born
+	k.cfg.Born = nil
+	return born(k.proc)
+}
+
+// adoptAndTell is for a process that a first one has cloned.
+func (k *creation) adoptAndTell() error {
+	if err := k.adopt(); err != nil {
+		return err
+	}
+	return k.tell()
+}
+
+// makeGroups makes the rest of the control group, with all limits.
+func (k *creation) makeGroups() error {
+	k.joins.Close()
+	part, err := k.rest.New(k.c.group.Path(), nil)
+	if err != nil {
+		return err
+	}
+	if res := k.cfg.Spec.Linux.Resources; res != nil {
+		if err := k.c.group.Update(res); err != nil {
+			return err
+		}
+	}
+	k.joins, err = part.Joins()
+	return err
 }
 
 // receive takes the mounts that the child has made.
@@ -119,7 +170,7 @@ func (k *creation) moveDevices(taken *undo.Stack) error {
 	if err != nil {
 		return &os.PathError{Op: "open", Path: name, Err: err}
 	}
-	k.fds.add(ns)
+	k.network.add(ns)
 	back, err := netdev.Move(devices, ns)
 	if err != nil {
 		return err
@@ -130,6 +181,10 @@ func (k *creation) moveDevices(taken *undo.Stack) error {
 
 // reachGate waits until the child stands at its gate.
 func (k *creation) reachGate() error {
+	if k.cfg.Eager {
+		k.eager = true // see launching.start
+		return nil
+	}
 	if k.plan.notify() {
 		// The filter is there before the gate: from now on the child only reads.
 		if err := k.handListener(k.c, specs.StateCreating); err != nil {
@@ -154,18 +209,20 @@ func (k *creation) open(taken *undo.Stack) (err error) {
 	if c.ns, err = openNamespaces(spec.Linux); err != nil {
 		return err
 	}
-	taken.Add(c.ns.close)
 	if c.host, err = cgroup.Detect(); err != nil {
 		return fmt.Errorf("find cgroups: %w", err)
 	}
-	if c.group, err = c.host.New(cgroupPath(k.cfg), spec.Linux.Resources); err != nil {
+	var first *cgroup.Host
+	first, k.rest = c.host.Halves()
+	part, err := first.New(cgroupPath(k.cfg), nil)
+	if err != nil {
 		return err
 	}
+	c.group = c.host.Load(part.Path())
 	taken.Add(func() { c.group.Remove() })
-	if k.joins, err = c.group.Joins(); err != nil {
+	if k.joins, err = part.Joins(); err != nil {
 		return err
 	}
-	taken.Add(func() { k.joins.Close() })
 	k.parts = assembly{
 		spec: withMounts(spec, k.cfg.Rootfs), uids: c.ns.uids, gids: c.ns.gids, host: c.host, group: c.group, root: -1, devpts: -1,
 		own: c.ns.all(), ordered: k.cfg.Ordered, chrooted: c.ns.chrooted,
@@ -349,14 +406,8 @@ func (k *creation) unified() (into, procs int, err error) {
 	return -1, k.fds.add(procs), nil
 }
 
-// inheritance places the descriptors and joins the cgroups: all of them but
-// the cpu group, for from then on the child runs at the container's share.
+// inheritance places the descriptors and joins the cgroups that are there.
 func (k *creation) inheritance(std [3]int, procs int) {
-	tasks := k.joins.Tasks
-	if n := len(tasks); n > 0 {
-		k.childCPU = k.keep(int(tasks[n-1].Fd()))
-		tasks = tasks[:n-1]
-	}
 	if k.template >= 0 {
 		k.childTemplate = k.keep(k.template)
 	}
@@ -364,7 +415,7 @@ func (k *creation) inheritance(std [3]int, procs int) {
 		k.childProcfs = k.keep(k.procfs)
 	}
 	k.stdio(std)
-	for _, f := range tasks {
+	for _, f := range k.joins.Tasks {
 		k.join(f.Fd(), f.Name())
 	}
 	if procs >= 0 {
@@ -410,16 +461,34 @@ func (k *creation) hand() error {
 	for _, s := range a.lateSources() {
 		give = append(give, s.fd)
 	}
+	for _, f := range k.joins.Tasks {
+		give = append(give, int(f.Fd()))
+	}
 	if a.devpts >= 0 {
 		c.devpts = a.fds.forget(a.devpts)
 	}
 	if err := preRaise(k); err != nil {
 		return err
 	}
+	if k.cfg.Eager = k.mayBeEager(); k.cfg.Eager {
+		if err := setOOMScore(k.proc.pid, k.cfg.Spec.Process.OOMScoreAdj); err != nil {
+			return err
+		}
+	}
 	if err := k.pass(give...); err != nil {
 		return err
 	}
+	if k.cfg.Eager {
+		return k.pass() // the last gate
+	}
 	return k.rootHooks()
+}
+
+// mayBeEager says whether the gate may be opened ahead: nobody is to do something
+// while the child waits there, or to pass it from elsewhere.
+func (k *creation) mayBeEager() bool {
+	h := k.cfg.Spec.Hooks
+	return k.cfg.Eager && k.fifo == nil && !k.plan.notify() && !hasRootHooks(h) && (h == nil || len(h.StartContainer) == 0)
 }
 
 // pass opens the gate, with the reason if the child is gone.

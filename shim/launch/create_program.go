@@ -16,7 +16,7 @@ func (k *creation) namespaces() error {
 		k.becomeRoot()
 	}
 	k.enter(ns, spec.Linux.TimeOffsets, procfs)
-	if ns.fresh&unix.CLONE_NEWCGROUP != 0 && k.childCPU == 0 {
+	if ns.fresh&unix.CLONE_NEWCGROUP != 0 && len(k.rest.Trees) == 0 {
 		k.do("create cgroup namespace", unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP)
 	}
 	if ns.fresh&unix.CLONE_NEWNET != 0 {
@@ -67,10 +67,10 @@ func (b *builder) hostNames(own uintptr, host, domain string) error {
 	return nil
 }
 
-// handed is the number of descriptors the child gets: its root, its terminal
-// and the mounts it makes read-only.
+// handed is the number of descriptors the child gets: its root, its terminal,
+// the mounts it makes read-only, and ways into the rest of its cgroup.
 func (k *creation) handed() int {
-	n := 1 + len(k.parts.lateSources())
+	n := 1 + len(k.parts.lateSources()) + len(k.rest.Trees)
 	if k.cfg.Spec.Process.Terminal {
 		n++
 	}
@@ -109,15 +109,9 @@ func (k *creation) complete() (err error) {
 		}
 		k.do("take controlling terminal", unix.SYS_IOCTL, 0, unix.TIOCSCTTY, 0)
 	}
+	k.joinRest()
 	k.do("close root", unix.SYS_CLOSE_RANGE, firstFree, uintptr(k.next-1), 0)
 	k.next = firstFree
-	if k.childCPU != 0 {
-		k.join(uintptr(k.childCPU), "cpu")
-		k.do("close", unix.SYS_CLOSE, uintptr(k.childCPU))
-		if k.c.ns.fresh&unix.CLONE_NEWCGROUP != 0 {
-			k.do("create cgroup namespace", unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP)
-		}
-	}
 	wait, last := k.gate, step(nil)
 	if k.plan.notify() {
 		wait, last = nil, k.plainGate
@@ -129,6 +123,19 @@ func (k *creation) complete() (err error) {
 		}
 	}
 	return k.extend()
+}
+
+// joinRest appends joining the groups that were made meanwhile, by the last of
+// the descriptors that were handed over; the cpu group is the last, for from then
+// on the child runs at the container's share.
+func (k *creation) joinRest() {
+	tasks := k.joins.Tasks
+	for i, f := range tasks {
+		k.join(uintptr(k.next-len(tasks)+i), f.Name())
+	}
+	if len(tasks) > 0 && k.c.ns.fresh&unix.CLONE_NEWCGROUP != 0 {
+		k.do("create cgroup namespace", unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP)
+	}
 }
 
 // gate appends the gate, at which the child reports.
@@ -227,7 +234,7 @@ func (k *creation) changeLate() error {
 		change = k.remount
 	}
 	for i, s := range late {
-		fd := uintptr(k.next - len(late) + i)
+		fd := uintptr(k.next - len(k.joins.Tasks) - len(late) + i)
 		if s.opts.readOnly() && !s.opts.bind {
 			if err := change(fd, s, &mountChange{set: unix.MOUNT_ATTR_RDONLY}); err != nil {
 				return err

@@ -15,6 +15,7 @@ type launching struct {
 	plan   *plan
 	proc   *Process
 	middle *Process // the first of two clones, until it is reaped
+	eager  bool     // the last gate is open
 }
 
 // newLaunching prepares a program for a child; the child's end of the link is
@@ -111,6 +112,13 @@ func (l *launching) left() error {
 // start opens the last gate and waits for execve. The program is then done
 // with, in success and failure.
 func (l *launching) start() error {
+	if l.eager {
+		if _, err := l.await(0); err != nil { // it has passed the gate
+			l.abort()
+			return err
+		}
+		return l.execed()
+	}
 	if err := l.link.open(); err != nil {
 		if errors.Is(err, errLeft) {
 			err = l.left()

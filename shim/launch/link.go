@@ -33,11 +33,12 @@ func (l link) await(n int) ([]int, error) {
 		if err == unix.EINTR {
 			continue
 		}
+		// Reset: it has left without reading all that we had sent.
+		if err == unix.ECONNRESET || err == nil && got == 0 {
+			return nil, errLeft
+		}
 		if err != nil {
 			return nil, fmt.Errorf("receive from launching process: %w", err)
-		}
-		if got == 0 {
-			return nil, errLeft
 		}
 		if n == 0 {
 			return nil, nil

@@ -135,6 +135,8 @@ func (s *soak) vary() {
 		s.userNS("")
 	}
 	kernel.noSharedMemory = s.r.IntN(2) == 0
+	s.cfg.Eager = s.r.IntN(3) == 0
+	s.cfg.Born = func(*Process) error { return injected("born") }
 	if mountsOntoDetached() {
 		kernel.noDetachedTargets = s.r.IntN(4) == 0
 		kernel.noWorkshop = !kernel.noDetachedTargets

@@ -70,28 +70,57 @@ func (c *cli) create(args []string) error {
 	return nil
 }
 
+// request is what is asked for by create and run.
+type request struct {
+	dir       string // of the bundle
+	text      []byte // of the specification
+	spec      *specs.Spec
+	profile   []byte // of seccomp
+	noProcess bool
+	scope     *systemd.Scope
+}
+
+func (c *cli) request(id string, o createOptions) (r request, err error) {
+	if r.dir, err = filepath.Abs(o.bundle); err != nil {
+		return r, err
+	}
+	path := filepath.Join(r.dir, configFile)
+	if r.text, err = bundle.Text(path); err != nil {
+		return r, err
+	}
+	if r.spec, r.profile, r.noProcess, err = decode(path, r.text); err != nil {
+		return r, err
+	}
+	if r.spec.Linux.CgroupsPath, r.scope, err = cgroupPath(r.spec.Linux.CgroupsPath, id, c.systemdCgroup); err != nil {
+		return r, err
+	}
+	if r.spec.Process.Terminal != (o.consoleSocket != "") && o.detach {
+		return r, errTerminal
+	}
+	return r, nil
+}
+
+// begin writes down what is going to be made.
+func (ct *container) begin(r request) error {
+	ct.record = record{
+		Version: r.spec.Version, ID: ct.ID, Bundle: r.dir, Rootfs: rootfs(r.dir, r.spec), Created: time.Now().UTC().Format(time.RFC3339Nano),
+		Owner: os.Getuid(), Cgroup: r.spec.Linux.CgroupsPath, NoProcess: r.noProcess, Annotations: r.spec.Annotations,
+	}
+	if r.scope != nil {
+		ct.Scope = r.scope.Name
+	}
+	if err := atomicfile.Write(ct.path(configFile), r.text, 0o600, atomicfile.Volatile); err != nil {
+		return err
+	}
+	return ct.save()
+}
+
 // make creates a container: with a gate, one that waits for another process
 // to start it. The container is locked. On an error nothing is left.
 func (c *cli) make(id string, o createOptions, gate bool) (*container, *launch.Container, error) {
-	dir, err := filepath.Abs(o.bundle)
+	r, err := c.request(id, o)
 	if err != nil {
 		return nil, nil, err
-	}
-	path := filepath.Join(dir, configFile)
-	text, err := bundle.Text(path)
-	if err != nil {
-		return nil, nil, err
-	}
-	spec, profile, noProcess, err := decode(path, text)
-	if err != nil {
-		return nil, nil, err
-	}
-	var scope *systemd.Scope
-	if spec.Linux.CgroupsPath, scope, err = cgroupPath(spec.Linux.CgroupsPath, id, c.systemdCgroup); err != nil {
-		return nil, nil, err
-	}
-	if spec.Process.Terminal != (o.consoleSocket != "") && o.detach {
-		return nil, nil, errTerminal
 	}
 	ct, err := c.add(id)
 	if err != nil {
@@ -103,34 +132,28 @@ func (c *cli) make(id string, o createOptions, gate bool) (*container, *launch.C
 		c.warn(ct.remove())
 		ct.unlock()
 	})
-	ct.record = record{
-		Version: spec.Version, ID: id, Bundle: dir, Rootfs: rootfs(dir, spec), Created: time.Now().UTC().Format(time.RFC3339Nano),
-		Owner: os.Getuid(), Cgroup: spec.Linux.CgroupsPath, NoProcess: noProcess, Annotations: spec.Annotations,
-	}
-	if scope != nil {
-		ct.Scope = scope.Name
-	}
-	if err := atomicfile.Write(ct.path(configFile), text, 0o600, atomicfile.Volatile); err != nil {
+	if err := ct.begin(r); err != nil {
 		return nil, nil, err
 	}
-	if err := ct.save(); err != nil {
-		return nil, nil, err
-	}
-	files, err := o.files(spec.Process)
+	files, err := o.files(r.spec.Process)
 	if err != nil {
 		return nil, nil, err
 	}
-	filter, err := filterOf(c.root, profile)
+	filter, err := filterOf(c.root, r.profile)
 	if err != nil {
 		return nil, nil, err
 	}
 	cfg := launch.Config{
-		ID: id, Bundle: dir, Spec: spec, Ordered: true, Filter: filter, Stdio: launch.Stdio{Stdin: c.in, Stdout: c.out, Stderr: c.err, Files: files},
+		ID: id, Bundle: r.dir, Spec: r.spec, Ordered: true, Filter: filter, Stdio: launch.Stdio{Stdin: c.in, Stdout: c.out, Stderr: c.err, Files: files},
+		// What is handed over, and the way out of systemd's scope, come first.
+		Eager: !gate && !r.noProcess && r.scope == nil && o.handOver.nothing(),
 	}
 	if gate {
 		cfg.Gate = ct.dir
+	} else {
+		cfg.Born = ct.born
 	}
-	launched, err := ct.launch(cfg, scope)
+	launched, err := ct.launch(cfg, r.scope)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -138,18 +161,25 @@ func (c *cli) make(id string, o createOptions, gate bool) (*container, *launch.C
 		c.warn(launched.Close())
 		c.warn(ct.leaveScope())
 	})
-	ct.Pid = launched.Init().Pid()
-	if ct.Started, err = launched.Init().StartTime(); err != nil {
-		return nil, nil, err
-	}
-	if err := ct.save(); err != nil {
-		return nil, nil, err
+	if gate { // not before: a process that holds the gate counts as created
+		if err := ct.born(launched.Init()); err != nil {
+			return nil, nil, err
+		}
 	}
 	if err := o.give(launched.Init()); err != nil {
 		return nil, nil, err
 	}
 	taken.Keep()
 	return ct, launched, nil
+}
+
+// born notes the first process.
+func (ct *container) born(p *launch.Process) (err error) {
+	ct.Pid = p.Pid()
+	if ct.Started, err = p.StartTime(); err != nil {
+		return err
+	}
+	return ct.save()
 }
 
 // launch makes the container's process, in a scope of systemd if there is one.

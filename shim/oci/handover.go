@@ -32,6 +32,11 @@ func (h *handOver) flags(f *flag.FlagSet) {
 	f.IntVar(&h.preserveFDs, "preserve-fds", 0, "")
 }
 
+// nothing says that nobody is waiting for the process's id or terminal.
+func (h *handOver) nothing() bool {
+	return h.consoleSocket == "" && h.pidFile == "" && h.pidfdSocket == ""
+}
+
 // give hands over what is the caller's of a new process: its terminal and its id.
 func (h *handOver) give(p *launch.Process) error {
 	if h.consoleSocket != "" && p.Console() != nil {

@@ -306,6 +306,34 @@ func TestRunDetached(t *testing.T) {
 	}
 }
 
+// TestStateDuringSetUp: a container whose process is just set up is being created.
+func TestStateDuringSetUp(t *testing.T) {
+	f := newFixture(t, "exit", "0")
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := filepath.Join(t.TempDir(), "seen")
+	f.spec.Hooks = &specs.Hooks{CreateRuntime: []specs.Hook{{
+		Path: "/bin/sh", Args: []string{"sh", "-c", fmt.Sprintf("%s --root %s state %s >%s", self, f.root, f.id, seen)}, Env: []string{commandEnv + "=1"},
+	}}}
+	f.write()
+	for _, verb := range []string{"create", "run"} {
+		f.ok(verb, "--bundle", f.bundle, f.id)
+		text, err := os.ReadFile(seen)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var r report
+		if err := json.Unmarshal(text, &r); err != nil || r.Status != specs.StateCreating {
+			t.Errorf("%s: %s, %v", verb, text, err)
+		}
+		if verb == "create" {
+			f.ok("delete", "--force", f.id)
+		}
+	}
+}
+
 // TestHooksThatFailLate: a warning, and the others go on.
 func TestHooksThatFailLate(t *testing.T) {
 	f := newFixture(t, "say", "done")

@@ -2,6 +2,7 @@ package oci
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -51,11 +52,33 @@ func (ct *container) status(p *launch.Process) (specs.ContainerState, error) {
 	if launch.Waiting(ct.dir, p.Pid()) {
 		return specs.StateCreated, nil
 	}
+	if ct.inTheMaking(p) {
+		return specs.StateCreating, nil
+	}
 	frozen, err := ct.frozen()
 	if err != nil || !frozen {
 		return specs.StateRunning, err
 	}
 	return statePaused, nil
+}
+
+// inTheMaking says whether the process is still the runtime's, which a command is
+// just setting up: its program is ours, and another holds the lock. A container
+// may run this very program for its own.
+func (ct *container) inTheMaking(p *launch.Process) bool {
+	if ct.lock != nil {
+		return false
+	}
+	theirs, err := os.Stat(fmt.Sprintf("/proc/%d/exe", p.Pid()))
+	if err != nil {
+		return false
+	}
+	ours, err := os.Stat("/proc/self/exe")
+	if err != nil || !os.SameFile(theirs, ours) {
+		return false
+	}
+	status, err := ct.unborn()
+	return err == nil && status == specs.StateCreating
 }
 
 // unborn tells a container that is being made from one whose maker has died.

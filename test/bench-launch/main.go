@@ -80,6 +80,11 @@ func run(rounds int, shim, helper, clock string, unistd []string, more []peer) e
 		return err
 	}
 	defer os.RemoveAll(dir)
+	// State is kept in memory, as it is below /run.
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "mode=0711"); err != nil {
+		return fmt.Errorf("mount tmpfs: %w", err)
+	}
+	defer unix.Unmount(dir, unix.MNT_DETACH)
 	b := bundle{dir: dir, clock: clock}
 	if err := b.write(unistd); err != nil {
 		return err
