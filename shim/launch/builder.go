@@ -33,7 +33,8 @@ type builder struct {
 }
 
 // newBuilder begins a program for a child that inherits the descriptors in
-// inherited, and sock as its link to the parent.
+// inherited, and sock as its link to the parent. What it keeps gets numbers above
+// all of these.
 func newBuilder(p *program, sock int, inherited []int) *builder {
 	// 16 leaves room for what the child has open at one time.
 	base := max(16, slices.Max(append(inherited, sock))+1)

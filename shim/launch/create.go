@@ -314,7 +314,8 @@ func (k *creation) clone(taken *undo.Stack) error {
 	if err != nil {
 		return err
 	}
-	inherited = append(inherited, procs)
+	// What the child opens and is handed lies below what it keeps.
+	inherited = append(inherited, procs, firstFree+max(len(k.made)+1, k.handed()))
 	childEnd, err := k.newLaunching(append(inherited, files.inherited()...), taken)
 	if err != nil {
 		return err

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -140,6 +141,26 @@ func defaultSpec(cgroup string, args []string) *specs.Spec {
 			MaskedPaths:   []string{"/proc/kcore", "/proc/keys", "/proc/acpi", "/proc/timer_list", "/sys/firmware"},
 			ReadonlyPaths: []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
 		},
+	}
+}
+
+// TestManyMountsOfTheChild: what it has open at one time takes the numbers below
+// those of the descriptors that it keeps.
+func TestManyMountsOfTheChild(t *testing.T) {
+	f := newFixture(t, "report")
+	for i := range 40 {
+		f.spec.Mounts = append(f.spec.Mounts, specs.Mount{Destination: fmt.Sprintf("/tmp/m%d", i), Type: "mqueue", Source: "mqueue"})
+	}
+	out, _ := f.run()
+	r := decode(t, out)
+	got := 0
+	for _, m := range r.Mounts {
+		if strings.Contains(m, " /tmp/m") {
+			got++
+		}
+	}
+	if got != 40 {
+		t.Errorf("%d of 40 mounts: %q", got, r.Mounts)
 	}
 }
 
