@@ -10,9 +10,10 @@ export CGO_ENABLED=0
 
 rm -rf "$dir"
 mkdir -p "$dir/bin"
-for pair in longshore:. longshore-shim:./shim guest:./hack/demo/guest; do
+for pair in longshore:. guest:./hack/demo/guest; do
 	go build -trimpath -o "$dir/bin/${pair%%:*}" "${pair#*:}"
 done
+go build -trimpath -ldflags '-E main.entry' -o "$dir/bin/longshore-shim" ./shim # as hack/build.sh does
 go run ./hack/demo/pack "$dir/bin/guest" "$dir/image.tar"
 install -m 755 "$here/run-tests" "$dir/run-tests"
 
