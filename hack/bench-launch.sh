@@ -19,9 +19,11 @@ fi
 mkdir -p bin
 runc=v1.5.2 # Debian's is old
 [ -x "bin/runc-$runc" ] || { GOBIN=$PWD/bin CGO_ENABLED=1 go install -tags seccomp "github.com/opencontainers/runc@$runc" && mv bin/runc "bin/runc-$runc"; }
+[ -x bin/crun-sid/crun ] || hack/crun.sh sid bin/crun-sid
+crun=$(bin/crun-sid/crun --version | awk 'NR == 1 {print $NF}')
 export CGO_ENABLED=0
 hack/build.sh
 go test -c -o bin/launch.test ./shim/launch
 gcc -O2 -static -nostdlib -ffreestanding -fno-stack-protector -o bin/clock test/bench-launch/testdata/clock.c
 (cd test && go build -o ../bin/bench-launch ./bench-launch)
-exec bin/bench-launch -shim bin/longshore-shim -helper bin/launch.test -clock bin/clock -peer "runc-$runc=bin/runc-$runc" "$@"
+exec bin/bench-launch -shim bin/longshore-shim -helper bin/launch.test -clock bin/clock -peer "crun-$crun=bin/crun-sid/crun" -peer "runc-$runc=bin/runc-$runc" "$@"
