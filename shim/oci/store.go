@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -47,9 +50,44 @@ type record struct {
 	Created     string            `json:"created"` // RFC 3339
 	Owner       int               `json:"owner"`   // user id
 	Cgroup      string            `json:"cgroup"`
-	Scope       string            `json:"scope,omitempty"`     // systemd's, that the cgroup is in
-	NoProcess   bool              `json:"noProcess,omitempty"` // none to start
-	Annotations map[string]string `json:"annotations,omitempty"`
+	Scope       string            `json:"scope"`     // systemd's, that the cgroup is in
+	NoProcess   bool              `json:"noProcess"` // none to start
+	Annotations map[string]string `json:"annotations"`
+}
+
+// encode gives the record's JSON. What encoding/json builds first for a type that
+// is written twice takes longer than the files.
+func (r *record) encode() []byte {
+	out := []byte("{\n")
+	member := func(name string, value []byte) {
+		if len(out) > 2 {
+			out = append(out, ",\n"...)
+		}
+		out = append(leanjson.AppendString(append(out, ' '), name), ": "...)
+		out = append(out, value...)
+	}
+	text := func(name, value string) { member(name, leanjson.AppendString(nil, value)) }
+	text("ociVersion", r.Version)
+	text("id", r.ID)
+	member("pid", strconv.AppendInt(nil, int64(r.Pid), 10))
+	member("startTime", strconv.AppendUint(nil, r.Started, 10))
+	text("bundle", r.Bundle)
+	text("rootfs", r.Rootfs)
+	text("created", r.Created)
+	member("owner", strconv.AppendInt(nil, int64(r.Owner), 10))
+	text("cgroup", r.Cgroup)
+	text("scope", r.Scope)
+	member("noProcess", strconv.AppendBool(nil, r.NoProcess))
+	notes := []byte("{")
+	for _, key := range slices.Sorted(maps.Keys(r.Annotations)) {
+		if len(notes) > 1 {
+			notes = append(notes, ',')
+		}
+		notes = append(leanjson.AppendString(notes, key), ':')
+		notes = leanjson.AppendString(notes, r.Annotations[key])
+	}
+	member("annotations", append(notes, '}'))
+	return append(out, "\n}\n"...)
 }
 
 // container is the directory of one container.
@@ -175,7 +213,7 @@ func (ct *container) unlock() {
 
 // save writes the state. It dies with a reboot anyway, so that it is not synced.
 func (ct *container) save() error {
-	return atomicfile.WriteJSON(ct.path(stateFile), ct.record, atomicfile.Volatile)
+	return atomicfile.Write(ct.path(stateFile), ct.record.encode(), 0o600, atomicfile.Volatile)
 }
 
 // remove takes the directory away. The state goes last: until then the rest is
