@@ -34,19 +34,79 @@ func load(offset uint32) unix.SockFilter { return unix.SockFilter{Code: opLoad, 
 
 func ret(a action) unix.SockFilter { return unix.SockFilter{Code: opReturn, K: uint32(a)} }
 
+// assembler writes a program from its end, so that the distance of each jump is
+// known when it is written, and what is there already can be jumped to: one
+// return serves for all that are within reach. The kernel translates a program
+// at each start of a process, so that half as long is half the time.
+type assembler struct {
+	reversed program
+	returns  map[action]int // the return last written, as an index of reversed
+}
+
+// target is where a jump goes: an instruction, as an index of reversed, or an
+// action, whose return may be yet to be written.
+type target struct {
+	at     int
+	action action
+	ends   bool // with action
+}
+
+// write puts instructions, in their order, in front of what is there.
+func (a *assembler) write(p ...unix.SockFilter) target {
+	for _, in := range slices.Backward(p) {
+		a.reversed = append(a.reversed, in)
+	}
+	return target{at: len(a.reversed) - 1}
+}
+
+// distance is how many instructions the next one would jump over.
+func (a *assembler) distance(at int) int { return len(a.reversed) - 1 - at }
+
+// within gives a place that does what t does and that can be jumped to from one
+// of the next more+1 instructions.
+func (a *assembler) within(t target, more int) int {
+	if t.ends {
+		at, ok := a.returns[t.action]
+		if !ok || a.distance(at)+more > farthest {
+			at = a.write(ret(t.action)).at
+			a.returns[t.action] = at
+		}
+		return at
+	}
+	if d := a.distance(t.at); d+more > farthest {
+		return a.write(unix.SockFilter{Code: opJump, K: uint32(d)}).at
+	}
+	return t.at
+}
+
+// branch goes to yes if the accumulator compares with k, else to no.
+func (a *assembler) branch(code uint16, k uint32, yes, no target) target {
+	// Either may write an instruction first.
+	y := a.within(yes, 1)
+	n := a.within(no, 0)
+	return a.write(unix.SockFilter{Code: code, K: k, Jt: uint8(a.distance(y)), Jf: uint8(a.distance(n))})
+}
+
 // program dispatches on the architecture, then on the number.
 func (c *compiler) program() program {
-	p := program{load(offsetArch)}
-	for _, m := range c.machines {
+	a := assembler{returns: map[action]int{}}
+	next := target{action: killThread, ends: true}
+	for _, m := range slices.Backward(c.machines) {
 		if !c.filtered(m) {
 			continue
 		}
-		start := len(p)
-		p = append(p, load(offsetNumber))
-		p = appendTree(p, c.segments(m), m.abis[0])
-		p = slices.Insert(p, start, skip(opEqual, m.audit, len(p)-start, false)...)
+		tree := a.tree(c.segments(m), m.abis[0])
+		if tree.ends {
+			a.write(ret(tree.action))
+		}
+		next = a.branch(opEqual, m.audit, a.write(load(offsetNumber)), next)
 	}
-	return append(p, ret(killThread))
+	if next.ends {
+		a.write(ret(next.action))
+	}
+	a.write(load(offsetArch))
+	slices.Reverse(a.reversed)
+	return a.reversed
 }
 
 func (c *compiler) filtered(m machine) bool {
@@ -58,34 +118,17 @@ func (c *compiler) filtered(m machine) bool {
 	return false
 }
 
-// skip jumps over n instructions if the accumulator compares with k as when says.
-func skip(code uint16, k uint32, n int, when bool) program {
-	near := unix.SockFilter{Code: code, K: k}
-	if n <= farthest && when {
-		near.Jt = uint8(n)
-	} else if n <= farthest {
-		near.Jf = uint8(n)
-	} else if when {
-		near.Jf = 1
-	} else {
-		near.Jt = 1
-	}
-	if n <= farthest {
-		return program{near}
-	}
-	return program{near, {Code: opJump, K: uint32(n)}}
-}
-
-// appendTree finds the segment of the number in the accumulator by halving.
-func appendTree(p program, segments partition, which abi) program {
+// tree finds the segment of the number in the accumulator by halving. Unless it
+// ends at once, it begins with the instruction written last.
+func (a *assembler) tree(segments partition, which abi) target {
 	if len(segments) == 1 {
 		s := &segments[0]
-		return appendBody(p, &s.verdict, s.wide(which))
+		return a.body(&s.verdict, s.wide(which))
 	}
-	middle, start := len(segments)/2, len(p)
-	p = appendTree(p, segments[:middle], which)
-	p = slices.Insert(p, start, skip(opGreaterEqual, segments[middle].start, len(p)-start, true)...)
-	return appendTree(p, segments[middle:], which)
+	middle := len(segments) / 2
+	upper := a.tree(segments[middle:], which)
+	lower := a.tree(segments[:middle], which)
+	return a.branch(opGreaterEqual, segments[middle].start, upper, lower)
 }
 
 // wide says that arguments are compared in all 64 bits.
@@ -93,12 +136,16 @@ func (s *segment) wide(which abi) bool {
 	return which == arm64 || which == amd64 && s.start < x32Bit
 }
 
-// appendBody tries the rules of one call.
-func appendBody(p program, v *verdict, wide bool) program {
+// body tries the rules of one call.
+func (a *assembler) body(v *verdict, wide bool) target {
+	if len(v.rules) == 0 {
+		return target{action: v.action, ends: true}
+	}
+	var p program
 	for _, r := range v.rules {
 		p = append(p, ruleBody(r, wide)...)
 	}
-	return append(p, ret(v.action))
+	return a.write(append(p, ret(v.action))...)
 }
 
 // Marks of jumps whose distance is not known yet, in the longest distances,

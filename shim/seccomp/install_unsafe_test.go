@@ -141,6 +141,16 @@ func TestDefaultProfileIsATree(t *testing.T) {
 	if deepest > 24 {
 		t.Errorf("a verdict takes %d steps", deepest)
 	}
+	// The kernel translates the program at each start of a process.
+	returns := 0
+	for _, i := range f.Program {
+		if i.Code == opReturn {
+			returns++
+		}
+	}
+	if returns > len(f.Program)/8 {
+		t.Errorf("%d of %d instructions are returns", returns, len(f.Program))
+	}
 }
 
 // steps counts the instructions until the first argument is loaded or a verdict
