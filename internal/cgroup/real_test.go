@@ -54,9 +54,15 @@ func realGroup(t *testing.T, res *specs.LinuxResources) (*Host, *Group) {
 	return h, g
 }
 
+// shell is our end of a script's standard input, and of what it says first.
+type shell struct {
+	io.WriteCloser
+	joined io.Reader
+}
+
 // start runs a shell command inside the group: a process that joins as the
 // package doc of [Joins] says and waits for its standard input first.
-func start(t *testing.T, g *Group, script string) (cmd *exec.Cmd, in io.WriteCloser) {
+func start(t *testing.T, g *Group, script string) (cmd *exec.Cmd, in shell) {
 	t.Helper()
 	j, err := g.Joins()
 	if err != nil {
@@ -82,11 +88,14 @@ func start(t *testing.T, g *Group, script string) (cmd *exec.Cmd, in io.WriteClo
 		}
 		cmd.ExtraFiles = nil
 	}
-	cmd.Args = append(cmd.Args, join+script)
+	cmd.Args = append(cmd.Args, join+"echo joined; exec >/dev/null\n"+script)
 	if j.Into != nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(openDir(t, j.Into).Fd())}
 	}
-	if in, err = cmd.StdinPipe(); err != nil {
+	if in.WriteCloser, err = cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
+	if in.joined, err = cmd.StdoutPipe(); err != nil {
 		t.Fatal(err)
 	}
 	if err := cmd.Start(); err != nil {
@@ -106,11 +115,15 @@ func openDir(t *testing.T, f *Way) *os.File {
 	return dir
 }
 
-// release writes the line the script waits for, by which time it has joined.
-func release(t *testing.T, in io.Writer) {
+// release writes the line the script waits for, and waits until it has joined: the
+// cgroup2 tree it is in from its beginning, and looking there does not tell.
+func release(t *testing.T, in shell) {
 	t.Helper()
 	if _, err := io.WriteString(in, "go\n"); err != nil {
 		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(in.joined, make([]byte, len("joined\n"))); err != nil {
+		t.Fatal("the script has not joined: ", err)
 	}
 }
 
