@@ -52,13 +52,14 @@ func (h *Host) New(name string, res *specs.LinuxResources) (*Group, error) {
 	for i := range h.Trees {
 		t := &h.Trees[i]
 		dir := g.dir(t)
-		if err := mkdirAll(t.Mount, dir, &made); err != nil {
+		fresh, err := mkdirAll(t.Mount, dir, &made)
+		if err != nil {
 			return nil, fmt.Errorf("create cgroup %s: %w", g.path, err)
 		}
 		if t.Unified {
 			enableControllers(t, g.path)
 		} else if slices.Contains(t.Controllers, "cpuset") {
-			if err := inheritCpuset(t.Mount, dir); err != nil {
+			if err := inheritCpuset(t.Mount, dir, fresh); err != nil {
 				return nil, fmt.Errorf("create cgroup %s: %w", g.path, err)
 			}
 		}
@@ -139,42 +140,45 @@ func (g *Group) Path() string { return g.path }
 // dir gives the group's directory; both parts are clean.
 func (g *Group) dir(t *Tree) string { return t.Mount + g.path }
 
-// mkdirAll makes dir and its missing parents below mount.
-func mkdirAll(mount, dir string, made *undo.Stack) error {
-	err := unix.Mkdir(dir, 0o755)
+// mkdirAll makes dir and its missing parents below mount, and says whether there
+// was no dir before.
+func mkdirAll(mount, dir string, made *undo.Stack) (fresh bool, err error) {
+	err = unix.Mkdir(dir, 0o755)
 	if err == unix.ENOENT && dir != mount {
-		if err := mkdirAll(mount, filepath.Dir(dir), made); err != nil {
-			return err
+		if _, err := mkdirAll(mount, filepath.Dir(dir), made); err != nil {
+			return false, err
 		}
 		err = unix.Mkdir(dir, 0o755)
 	}
 	if err == unix.EEXIST {
-		return nil
+		return false, nil
 	}
 	if err != nil {
-		return &fs.PathError{Op: "mkdir", Path: dir, Err: err}
+		return false, &fs.PathError{Op: "mkdir", Path: dir, Err: err}
 	}
 	made.Add(func() { unix.Rmdir(dir) })
-	return nil
+	return true, nil
 }
 
 // inheritCpuset fills the CPUs and memory nodes of a new v1 cpuset, and of its
 // parents, from above: a process cannot join a cpuset whose lists are empty.
-func inheritCpuset(mount, dir string) error {
+// What a fresh one has is not looked at: nothing, or its parent's.
+func inheritCpuset(mount, dir string, fresh bool) error {
 	for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
-		if _, err := inheritFile(mount, dir, file); err != nil {
+		if _, err := inheritFile(mount, dir, file, fresh && dir != mount); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func inheritFile(mount, dir, file string) (string, error) {
-	value, err := readFile(dir, file)
-	if err != nil || value != "" || dir == mount {
-		return value, err
+func inheritFile(mount, dir, file string, fresh bool) (value string, err error) {
+	if !fresh {
+		if value, err = readFile(dir, file); err != nil || value != "" || dir == mount {
+			return value, err
+		}
 	}
-	if value, err = inheritFile(mount, filepath.Dir(dir), file); err != nil {
+	if value, err = inheritFile(mount, filepath.Dir(dir), file, false); err != nil {
 		return "", err
 	}
 	return value, writeFile(dir, file, value)
