@@ -210,6 +210,9 @@ func (e *Engine) sandboxOf(p Pod) *api.Sandbox {
 	}
 	if s.NewIPC {
 		s.ShmSize = e.cfg.ShmSize
+		if e.host.seLinux && cfg.SELinux != nil && !cfg.Privileged {
+			s.MountLabel = fileLabel(cfg.SELinux)
+		}
 	}
 	if ns.User != nil {
 		s.UIDs, s.GIDs = apiMap(ns.User.UIDs), apiMap(ns.User.GIDs)
@@ -421,6 +424,11 @@ func (e *Engine) writePodFiles(dir string, cfg *PodConfig) error {
 	for name, data := range map[string][]byte{hostnameFile: []byte(hostname + "\n"), hostsFile: hosts, resolvFile: resolv} {
 		if err := os.WriteFile(filepath.Join(dir, name), data, 0o644); err != nil {
 			return err
+		}
+		if e.host.seLinux && cfg.SELinux != nil && !cfg.Privileged {
+			if err := relabel(filepath.Join(dir, name), fileLabel(cfg.SELinux)); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

@@ -87,6 +87,9 @@ func (e *Engine) prepare(p Pod, c *container, h *Handler) (*specs.Spec, *api.Mou
 		return nil, nil, err
 	}
 	rootfs, err := e.overlay(c.id, lower, p.Config.Namespaces.User)
+	if err == nil {
+		rootfs.Options = labelled(rootfs.Options, spec.Linux.MountLabel)
+	}
 	return spec, rootfs, err
 }
 

@@ -120,9 +120,19 @@ func addLabels(in *SpecInput, spec *specs.Spec) error {
 		spec.Process.ApparmorProfile = in.AppArmorDefault
 	}
 	if l := label(in); in.SELinux && l != nil && *l != (SELinux{}) && !sec.Privileged {
-		spec.Process.SelinuxLabel = l.String()
+		spec.Process.SelinuxLabel, spec.Linux.MountLabel = l.String(), fileLabel(l)
 	}
 	return nil
+}
+
+// labelled adds to the options of a mount which label its files have, whatever
+// the directories behind it have; "" is none. The layers of images belong to no
+// container, so that nobody may touch them otherwise.
+func labelled(options []string, label string) []string {
+	if label == "" {
+		return options
+	}
+	return append(options, "context="+label)
 }
 
 // label is what a client says of the container, or else of its pod.

@@ -86,7 +86,7 @@ func makeSandbox(ctx context.Context, sandbox *api.Sandbox) (*api.SandboxResult,
 	pid, err := launch.CreateSandbox(launch.SandboxConfig{
 		Dir: sandbox.Dir, NewNet: sandbox.NewNet, NewIPC: sandbox.NewIPC, NewUTS: sandbox.NewUTS, NewPID: sandbox.NewPID,
 		UIDMappings: idMappings(sandbox.UIDs), GIDMappings: idMappings(sandbox.GIDs),
-		Hostname: sandbox.Hostname, Sysctls: sandbox.Sysctls, CgroupPath: sandbox.CgroupPath, Scope: scopeOf(sandbox), ShmSize: sandbox.ShmSize,
+		Hostname: sandbox.Hostname, Sysctls: sandbox.Sysctls, CgroupPath: sandbox.CgroupPath, Scope: scopeOf(sandbox), ShmSize: sandbox.ShmSize, MountLabel: sandbox.MountLabel,
 	})
 	if err != nil {
 		return nil, classify(err)

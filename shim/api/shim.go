@@ -72,9 +72,10 @@ type Sandbox struct {
 	Hostname   string            `json:"hostname,omitempty"`
 	Sysctls    map[string]string `json:"sysctls,omitempty"`
 	CgroupPath string            `json:"cgroupPath,omitempty"`
-	Scope      *Scope            `json:"scope,omitempty"`   // nil: the shim makes the cgroup
-	ShmSize    int64             `json:"shmSize,omitempty"` // bytes; 0: no shared memory mount
-	Network    *Network          `json:"network,omitempty"` // nil: no network is attached
+	Scope      *Scope            `json:"scope,omitempty"`      // nil: the shim makes the cgroup
+	ShmSize    int64             `json:"shmSize,omitempty"`    // bytes; 0: no shared memory mount
+	MountLabel string            `json:"mountLabel,omitempty"` // SELinux's, of the shared memory; "": the kernel's choice
+	Network    *Network          `json:"network,omitempty"`    // nil: no network is attached
 }
 
 // Scope is the unit by which systemd makes a sandbox's cgroup.

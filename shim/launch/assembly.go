@@ -218,11 +218,14 @@ func (a *assembly) idmap(s *source) error {
 // tmpfs. The parent mounts these for a user namespace as well: device nodes
 // work only on a filesystem of the first user namespace.
 func (a *assembly) translateIDs(s *source) error {
-	if s.spec.Type != "tmpfs" && s.spec.Type != "devpts" {
+	if s.spec.Type != "tmpfs" && s.spec.Type != "devpts" && s.spec.Type != "overlay" {
 		return nil
 	}
 	if a.spec.Linux != nil && a.spec.Linux.MountLabel != "" {
 		s.opts.data = append(s.opts.data, "context="+a.spec.Linux.MountLabel)
+	}
+	if s.spec.Type == "overlay" {
+		return nil
 	}
 	if s.spec.Type == "devpts" && !slices.Contains(s.opts.data, "newinstance") {
 		s.opts.data = append(s.opts.data, "newinstance")

@@ -204,7 +204,7 @@ func overlayAt(source string, options []string, dir string) (int, error) {
 	if slices.Contains(options, "ro") {
 		flags = unix.MS_RDONLY
 	}
-	data := strings.Join(slices.DeleteFunc(slices.Clone(options), func(o string) bool { return o == "ro" }), ",")
+	data := mountData(options)
 	if len(data) >= os.Getpagesize() {
 		return -1, fmt.Errorf("options of %d bytes: %w", len(data), unix.E2BIG)
 	}
@@ -216,6 +216,22 @@ func overlayAt(source string, options []string, dir string) (int, error) {
 	}
 	fd, err := cloneHostPath(dir, false)
 	return fd, errors.Join(err, unix.Unmount(dir, unix.MNT_DETACH))
+}
+
+// mountData gives the options of an overlay as mount(2) takes them. SELinux's
+// label may have commas (its categories), and is quoted for that.
+func mountData(options []string) string {
+	var all []string
+	for _, o := range options {
+		if o == "ro" {
+			continue
+		}
+		if key, value, ok := strings.Cut(o, "="); ok && key == "context" {
+			o = key + `="` + value + `"`
+		}
+		all = append(all, o)
+	}
+	return strings.Join(all, ",")
 }
 
 // workPlace is where an overlay is mounted by path: a directory of every host,

@@ -52,3 +52,11 @@ func TestOverlayByPathIsSeenByNobody(t *testing.T) {
 		})
 	}
 }
+
+func TestMountData(t *testing.T) {
+	const label = "system_u:object_r:container_file_t:s0:c4,c7"
+	got := mountData([]string{"ro", "lowerdir=/a:/b", "context=" + label, "volatile"})
+	if want := `lowerdir=/a:/b,context="` + label + `",volatile`; got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+}

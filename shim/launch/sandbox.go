@@ -38,6 +38,8 @@ type SandboxConfig struct {
 	Scope *systemd.Scope
 	// ShmSize is the size of shm in bytes; 0 makes none.
 	ShmSize int64
+	// MountLabel is SELinux's label of what is in shm, "" for the kernel's choice.
+	MountLabel string
 }
 
 // pinned are the namespaces of a sandbox by the names of their files.
@@ -172,6 +174,9 @@ func (s *sandbox) shm() error {
 		return err
 	}
 	options := []string{"mode=1777", "size=" + strconv.FormatInt(s.cfg.ShmSize, 10)}
+	if s.cfg.MountLabel != "" {
+		options = append(options, "context="+s.cfg.MountLabel)
+	}
 	if uid, ok := hostID(s.cfg.UIDMappings, 0); ok && uid != 0 {
 		options = append(options, "uid="+strconv.FormatUint(uint64(uid), 10))
 	}
