@@ -37,7 +37,9 @@ finish() {
 	while read -r mount; do umount -l "$mount"; done < <(awk -v dir="$dir/" 'index($5, dir) == 1 {print $5}' /proc/self/mountinfo | sort -r)
 	umount -l /run || true
 	rm -rf "$dir"
-	find /sys/fs/cgroup -depth -type d -path "*/callers-$$*" -exec rmdir {} + # the parent of all is nobody's
+	for group in /sys/fs/cgroup/*/callers-$$* /sys/fs/cgroup/callers-$$*; do # the parent of all is nobody's
+		[ ! -d "$group" ] || find "$group" -depth -type d -exec rmdir {} +
+	done
 	exit "$status"
 }
 trap finish EXIT

@@ -157,7 +157,7 @@ func setup(t *testing.T, env *testscript.Env) error {
 	}
 	env.Defer(func() {
 		if err := s.end(context.Background()); err != nil {
-			env.T().Log(err)
+			t.Errorf("%s: %v", filepath.Base(env.WorkDir), err)
 		}
 		if err := os.RemoveAll(dir); err != nil {
 			env.T().Log(err)

@@ -20,9 +20,29 @@ const settle = 10 * time.Second
 // in the background is given some time. A shim that is left is ended, and what
 // its goroutines did is told.
 func (n *Node) Leaks() ([]string, error) {
+	return n.settled(n.processes, n.mounts, n.links, n.rules, n.cgroups, n.files)
+}
+
+// nobodyLeft is for when the daemon is gone, and idle shims with it.
+func (n *Node) nobodyLeft() error {
+	found, err := n.settled(n.processes)
+	if err != nil || len(found) == 0 {
+		return err
+	}
+	for _, line := range found {
+		var pid int
+		if _, err := fmt.Sscanf(line, "process %d:", &pid); err == nil {
+			_ = unix.Kill(pid, unix.SIGKILL) // a shim has ended of the signal before
+		}
+	}
+	return fmt.Errorf("left behind by the daemon:\n%s", strings.Join(found, "\n"))
+}
+
+// settled looks until nothing is found, or the time for that is over.
+func (n *Node) settled(looks ...func() ([]string, error)) ([]string, error) {
 	deadline := time.Now().Add(settle)
 	for {
-		found, err := n.leaksNow()
+		found, err := n.look(looks)
 		if err != nil || len(found) == 0 {
 			return found, err
 		}
@@ -57,9 +77,9 @@ const (
 	maxStacks  = 16 << 10
 )
 
-func (n *Node) leaksNow() ([]string, error) {
+func (n *Node) look(looks []func() ([]string, error)) ([]string, error) {
 	var all []string
-	for _, look := range []func() ([]string, error){n.processes, n.mounts, n.links, n.rules, n.cgroups, n.files} {
+	for _, look := range looks {
 		var found []string
 		var err error
 		n.Room.Do(func() { found, err = look() })

@@ -217,10 +217,10 @@ func (n *Node) Clear(ctx context.Context) error {
 }
 
 // Close stops the daemon, removes the parent of its pods' cgroups and lets the
-// room go.
+// room go. A process that is left then is an error, and ended.
 func (n *Node) Close() error {
 	n.conn.Close()
-	err := n.Signal(unix.SIGTERM)
+	err := errors.Join(n.Signal(unix.SIGTERM), n.nobodyLeft())
 	n.Room.Close()
 	for _, pattern := range []string{"/sys/fs/cgroup/*/" + n.Cgroup, "/sys/fs/cgroup/" + n.Cgroup} {
 		dirs, globErr := filepath.Glob(pattern)
