@@ -203,8 +203,12 @@ func (e *Engine) loadContainer(ctx context.Context, dir string) error {
 	c := newContainer(rec)
 	c.announced.Store(true) // plugins that were told are told again
 	close(c.settled)
-	adopting, cancel := context.WithTimeout(ctx, adoptLimit)
-	defer cancel()
+	adopting := ctx
+	if rec.State == ContainerCreating { // others are there, and their shims are waited for
+		var cancel context.CancelFunc
+		adopting, cancel = context.WithTimeout(ctx, adoptLimit)
+		defer cancel()
+	}
 	shim, state, pid := e.adopt(adopting, c)
 	c.shim = shim
 	e.thawRecorded(c)
@@ -254,7 +258,7 @@ func (e *Engine) holdImage(rec Container) {
 
 // adoptLimit bounds the wait for one shim at the daemon's start: a container that
 // is being made, whose hooks may take their time, has no state until it is.
-const adoptLimit = 5 * time.Second
+const adoptLimit = time.Second
 
 // adopt connects to the shim of a container, if it lives and knows it, and
 // gives the state and the id of the process.

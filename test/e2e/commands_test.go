@@ -224,8 +224,12 @@ func pod(s *session, ctx context.Context, args []string, _ io.Writer) error {
 	return nil
 }
 
-// create NAME POD [FILE.json] [-- ARG...]
+// create [-until FILE] NAME POD [FILE.json] [-- ARG...]
 func create(s *session, ctx context.Context, args []string, _ io.Writer) error {
+	args, until, err := flags(args, nil)
+	if err != nil {
+		return err
+	}
 	name, podName := args[0], args[1]
 	config := &runtimeapi.ContainerConfig{
 		Metadata: &runtimeapi.ContainerMetadata{Name: name}, Image: &runtimeapi.ImageSpec{Image: imageName}, LogPath: name + ".log",
@@ -245,8 +249,12 @@ func create(s *session, ctx context.Context, args []string, _ io.Writer) error {
 		s.made = map[string]*runtimeapi.ContainerConfig{}
 	}
 	s.made[name] = config
-	resp, err := s.node.Runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: s.ids[podName], Config: config, SandboxConfig: s.pods[podName]})
-	if err != nil {
+	var resp *runtimeapi.CreateContainerResponse
+	err = s.whenThere(ctx, until, func(ctx context.Context) (err error) {
+		resp, err = s.node.Runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: s.ids[podName], Config: config, SandboxConfig: s.pods[podName]})
+		return err
+	})
+	if err != nil || until != "" {
 		return err
 	}
 	s.ids[name], s.logs[name] = resp.ContainerId, s.node.Path("logs", podName, config.LogPath)
