@@ -129,6 +129,10 @@ func (a *assembly) finished() (int, error) {
 		}
 		return unix.Close(old)
 	})
+	if a.shop == nil && errors.Is(err, unix.EINVAL) {
+		// Before Linux 6.15: and nothing is mounted in it, or there were a workshop.
+		return a.root, a.protectRoot()
+	}
 	if err != nil {
 		return -1, fmt.Errorf("take the root out of its private mount namespace: %w", err)
 	}
