@@ -1,9 +1,11 @@
 #include "textflag.h"
 
+#define SYS_madvise		28
 #define SYS_statfs		137
 #define SYS_execveat		322
 #define SYS_open_tree		428
 #define SYS_mount_setattr	442
+#define MADV_NOHUGEPAGE		15
 #define AT_FDCWD		-100
 #define AT_EMPTY_PATH		0x1000
 #define OPEN_TREE_FLAGS		0x80001	// OPEN_TREE_CLONE|OPEN_TREE_CLOEXEC
@@ -22,12 +24,19 @@ DATA self<>+8(SB)/8, $"lf/exe\x00\x00"
 GLOBL self<>(SB), RODATA, $16
 
 DATA procs<>+0(SB)/8, $"GOMAXPRO"
-DATA procs<>+8(SB)/8, $"CS=1\x00\x00\x00\x00"
+DATA procs<>+8(SB)/8, $"CS=2\x00\x00\x00\x00"
 GLOBL procs<>(SB), RODATA, $16
 
 // func entry()
 TEXT ·entry(SB), NOSPLIT|NOFRAME, $0
 	MOVQ	SP, R12			// argc, then argv and, behind its NULL, envp
+	LEAQ	runtime·bss(SB), DI
+	LEAQ	runtime·enoptrbss(SB), SI
+	ANDQ	$~4095, DI
+	SUBQ	DI, SI
+	MOVQ	$MADV_NOHUGEPAGE, DX
+	MOVQ	$SYS_madvise, AX
+	SYSCALL
 	MOVQ	0(R12), R13
 	LEAQ	8(R12), R14
 	MOVQ	$0x00ffffffffffffff, R8

@@ -1,9 +1,11 @@
 #include "textflag.h"
 
 #define SYS_statfs		43
+#define SYS_madvise		233
 #define SYS_execveat		281
 #define SYS_open_tree		428
 #define SYS_mount_setattr	442
+#define MADV_NOHUGEPAGE		15
 #define AT_FDCWD		-100
 #define AT_EMPTY_PATH		0x1000
 #define OPEN_TREE_FLAGS		0x80001	// OPEN_TREE_CLONE|OPEN_TREE_CLOEXEC
@@ -22,12 +24,19 @@ DATA self<>+8(SB)/8, $"lf/exe\x00\x00"
 GLOBL self<>(SB), RODATA, $16
 
 DATA procs<>+0(SB)/8, $"GOMAXPRO"
-DATA procs<>+8(SB)/8, $"CS=1\x00\x00\x00\x00"
+DATA procs<>+8(SB)/8, $"CS=2\x00\x00\x00\x00"
 GLOBL procs<>(SB), RODATA, $16
 
 // func entry()
 TEXT ·entry(SB), NOSPLIT|NOFRAME, $0
 	MOVD	RSP, R19		// argc, then argv and, behind its NULL, envp
+	MOVD	$runtime·bss(SB), R0
+	MOVD	$runtime·enoptrbss(SB), R1
+	AND	$~65535, R0
+	SUB	R0, R1
+	MOVD	$MADV_NOHUGEPAGE, R2
+	MOVD	$SYS_madvise, R8
+	SVC
 	MOVD	0(R19), R20
 	ADD	$8, R19, R21
 	MOVD	$0x006e7572, R9		// run

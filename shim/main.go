@@ -28,7 +28,6 @@ const (
 )
 
 func main() {
-	runtime.GOMAXPROCS(1)
 	if len(os.Args) == 3 && os.Args[1] == restoreCommand {
 		fmt.Fprintln(os.Stderr, "longshore-shim:", becomeCriu(os.Args[2]))
 		os.Exit(1)
@@ -46,6 +45,7 @@ func run(args []string) error {
 	if len(args) != 1 {
 		return fmt.Errorf("usage: longshore-shim serve|keep, with a listening socket as descriptor %d and the daemon's pipe as %d", fdListener, fdLifeline)
 	}
+	runtime.GOMAXPROCS(1)
 	// Started from a descriptor, the process would have its number as its name.
 	if err := os.WriteFile("/proc/self/comm", []byte("longshore-shim"), 0); err != nil {
 		return err
