@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs the tests that need root, and the scripts of test/e2e, on a virtual
-# machine with cgroup v2 alone, every controller and Debian's kernel.
+# Runs the tests that depend on the kernel, and the scripts of test/e2e, on a
+# virtual machine with cgroup v2 alone, every controller and Debian's kernel.
 # PACKAGES="internal/cgroup test/e2e" picks some, ARGS="-test.run X" some tests.
 # The last line counts: "vm: P passed, F failed, S skipped".
 set -euo pipefail

@@ -149,6 +149,9 @@ func (n *namespaces) open(ns specs.LinuxNamespace) error {
 
 func (n *namespaces) check(linux *specs.Linux) error {
 	switch {
+	// Root of a user namespace has no power over a mount namespace that another
+	// owns (user_namespaces(7)): its member could make none of the mounts that
+	// show the container's namespaces, procfs among them.
 	case n.chrooted && n.userNS():
 		return fmt.Errorf("linux.namespaces: a user namespace without a new mount namespace: %w", errUnsupported)
 	case n.fresh&unix.CLONE_NEWUSER != 0 && (len(n.uids) == 0 || len(n.gids) == 0):

@@ -6,11 +6,21 @@ set -euo pipefail
 dir=$(realpath -m "$1") flavour=$2
 here=$(cd "$(dirname "$0")" && pwd)
 
-package=$(apt-cache depends "linux-image-$flavour" | awk '/Depends: linux-image/ { print $2; exit }')
-if [ "$(cat "$dir/package" 2>/dev/null)" != "$package" ]; then
+newest() { apt-cache depends "linux-image-$flavour" 2>/dev/null | awk '/Depends: linux-image/ { print $2; exit }'; }
+download() { [ -n "$package" ] && (cd "$dir" && apt-get download -q "$package" >/dev/null); }
+
+package=$(newest)
+if [ -z "$package" ] || [ "$(cat "$dir/package" 2>/dev/null)" != "$package" ]; then
 	rm -rf "$dir"
 	mkdir -p "$dir/root"
-	(cd "$dir" && apt-get download -q "$package" >/dev/null 2>&1)
+	# The lists may be missing, or older than what the mirror has.
+	if ! download; then
+		sudo=sudo
+		if [ "$(id -u)" -eq 0 ]; then sudo=; fi
+		$sudo apt-get update -qq
+		package=$(newest)
+		download || { echo "vm: no package of Debian's kernel linux-image-$flavour" >&2; exit 1; }
+	fi
 	dpkg-deb -x "$dir/$package"_*.deb "$dir/root"
 	rm "$dir/$package"_*.deb
 	# The directories of a merged /usr, as a Debian root has them.
