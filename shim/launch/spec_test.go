@@ -600,6 +600,18 @@ func TestRootAsDirectory(t *testing.T) {
 	}
 }
 
+// TestNothingIsMounted: a root that had nothing attached has no need of a
+// workshop before its copy is made.
+func TestNothingIsMounted(t *testing.T) {
+	f := newFixture(t, "exit", "7")
+	f.cfg.Rootfs, f.cfg.Ordered = nil, true
+	f.spec.Root.Path = "lower"
+	f.spec.Mounts, f.spec.Linux.MaskedPaths, f.spec.Linux.ReadonlyPaths = nil, nil, nil
+	if _, status := f.run(); status.ExitStatus() != 7 {
+		t.Errorf("status %#x", status)
+	}
+}
+
 func TestIDMappedMount(t *testing.T) {
 	f := newFixture(t, "wait")
 	f.userNS("")

@@ -121,12 +121,13 @@ func (a *assembly) finished() (int, error) {
 	if a.shop == nil && !a.ordered {
 		return a.root, a.protectRoot()
 	}
-	err := a.outside(func() (err error) {
-		old := a.root
-		if a.root, err = openTree(old, "", true); err != nil {
-			a.root = old
+	err := a.inShop(func() error {
+		root, err := cloneDetached(a.root)
+		if err != nil {
 			return err
 		}
+		old := a.root
+		a.root = root
 		return unix.Close(old)
 	})
 	if a.shop == nil && errors.Is(err, unix.EINVAL) {
@@ -152,6 +153,15 @@ func (a *assembly) finished() (int, error) {
 	}
 	a.refindDevpts()
 	return a.root, nil
+}
+
+// cloneDetached copies a tree. Before Linux 6.15 it must be in the caller's mount
+// namespace.
+func cloneDetached(tree int) (int, error) {
+	if kernel.noDetachedTargets && !attached(tree) {
+		return -1, unix.EINVAL
+	}
+	return openTree(tree, "", true)
 }
 
 // protectRoot makes the detached root read-only if the spec says so.
