@@ -112,6 +112,8 @@ with_docker() {
 	life "${docker[@]}"
 	"${docker[@]}" run -d --name auto --restart on-failure:1 --network none busybox:test false >/dev/null
 	"${docker[@]}" rm -f auto >/dev/null
+	"${docker[@]}" build -q -t longshore:test . >/dev/null
+	same "our own image" "$(bin/longshore version)" "$("${docker[@]}" run --rm --network none longshore:test version)"
 	echo "docker: ok"
 }
 
