@@ -46,3 +46,6 @@ hack/conformance-oci.sh
 
 say 'Docker and Podman'
 hack/callers.sh
+
+say 'a machine with cgroup v2'
+hack/test-v2.sh
