@@ -26,6 +26,9 @@ type createOptions struct {
 	bundle string
 	detach bool // for run
 	keep   bool // for run
+	// running is called, for run, before the process may get to its program by
+	// itself.
+	running func()
 	handOver
 }
 
@@ -145,13 +148,18 @@ func (c *cli) make(id string, o createOptions, gate bool) (*container, *launch.C
 	}
 	cfg := launch.Config{
 		ID: id, Bundle: r.dir, Spec: r.spec, Ordered: true, Filter: filter, Stdio: launch.Stdio{Stdin: c.in, Stdout: c.out, Stderr: c.err, Files: files},
-		// What is handed over, and the way out of systemd's scope, come first.
-		Eager: !gate && !r.noProcess && r.scope == nil && o.handOver.nothing(),
+		// What is handed over, hooks, and the way out of systemd's scope come first.
+		Eager: !gate && !r.noProcess && r.scope == nil && r.spec.Hooks == nil && o.handOver.nothing(),
 	}
 	if gate {
 		cfg.Gate = ct.dir
 	} else {
-		cfg.Born = ct.born
+		cfg.Born = func(p *launch.Process) error {
+			if cfg.Eager && o.running != nil {
+				o.running()
+			}
+			return ct.born(p)
+		}
 	}
 	launched, err := ct.launch(cfg, r.scope)
 	if err != nil {

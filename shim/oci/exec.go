@@ -2,6 +2,7 @@ package oci
 
 import (
 	"fmt"
+	"os"
 	"strconv"
 	"strings"
 
@@ -103,16 +104,20 @@ func (c *cli) exec(args []string) error {
 	if err != nil {
 		return err
 	}
+	var signals chan os.Signal
+	if !o.detach {
+		signals = catch()
+	}
 	proc, err := launched.Exec(p, launch.Stdio{Stdin: c.in, Stdout: c.out, Stderr: c.err, Files: files})
 	if err != nil {
 		return err
 	}
-	return c.attend(proc, o)
+	return c.attend(proc, o, signals)
 }
 
 // attend hands a new process over and, unless it is left alone, waits for it.
-func (c *cli) attend(proc *launch.Process, o execOptions) error {
-	s, err := c.supervise(proc, o.handOver, o.detach)
+func (c *cli) attend(proc *launch.Process, o execOptions, signals chan os.Signal) error {
+	s, err := c.supervise(proc, o.handOver, o.detach, signals)
 	if err == nil {
 		err = o.give(proc)
 	}

@@ -20,6 +20,10 @@ func (c *cli) runContainer(args []string) error {
 	if err := readOnlySelf(); err != nil {
 		return err
 	}
+	var signals chan os.Signal
+	if !o.detach {
+		o.running = func() { signals = catch() }
+	}
 	ct, launched, err := c.make(id, o, false)
 	if err != nil {
 		return err
@@ -28,7 +32,7 @@ func (c *cli) runContainer(args []string) error {
 	if ct.NoProcess {
 		return errors.Join(errNoProcess, c.discard(ct, launched))
 	}
-	s, err := c.supervise(launched.Init(), o.handOver, o.detach)
+	s, err := c.supervise(launched.Init(), o.handOver, o.detach, signals)
 	if err != nil {
 		return errors.Join(err, c.discard(ct, launched))
 	}
@@ -77,8 +81,17 @@ type supervisor struct {
 	console *proxy        // nil without a terminal of ours
 }
 
-// supervise begins; with alone it does nothing but in appearance.
-func (c *cli) supervise(p *launch.Process, h handOver, alone bool) (*supervisor, error) {
+// catch begins to take signals, before there is somebody to pass them on to: a
+// program may have told its caller that it runs before its start has returned.
+func catch() chan os.Signal {
+	signals := make(chan os.Signal, 64)
+	signal.Notify(signals)
+	return signals
+}
+
+// supervise begins, with the signals of catch, if that was called already. With
+// alone it does nothing but in appearance.
+func (c *cli) supervise(p *launch.Process, h handOver, alone bool, signals chan os.Signal) (*supervisor, error) {
 	s := &supervisor{process: p}
 	if alone {
 		return s, nil
@@ -89,8 +102,10 @@ func (c *cli) supervise(p *launch.Process, h handOver, alone bool) (*supervisor,
 			return nil, err
 		}
 	}
-	s.signals, s.passing = make(chan os.Signal, 64), make(chan struct{})
-	signal.Notify(s.signals)
+	if signals == nil {
+		signals = catch()
+	}
+	s.signals, s.passing = signals, make(chan struct{})
 	go s.pass()
 	return s, nil
 }
