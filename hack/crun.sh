@@ -11,8 +11,11 @@ if ! command -v patchelf >/dev/null; then
 fi
 mkdir -p "$dir/lists/partial" "$dir/cache/archives/partial"
 : >"$dir/status" # nothing is installed there
+# From where this machine's own main packages come.
+mirror=$(apt-get indextargets --format '$(REPO_URI) $(COMPONENT) $(CODENAME)' 'Created-By: Packages' |
+	awk '$2 == "main" && $3 !~ /-/ {print $1; exit}')
 cat >"$dir/sources.list" <<END
-deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian $suite main
+deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $suite main
 END
 options=(-o "Dir::Etc::sourcelist=$dir/sources.list" -o Dir::Etc::sourceparts=- -o "Dir::State::lists=$dir/lists"
 	-o "Dir::State::status=$dir/status" -o "Dir::Cache=$dir/cache" -o APT::Sandbox::User=root)
