@@ -121,6 +121,9 @@ func checkMount(m *runtimeapi.Mount) error {
 	if m.HostPath != "" {
 		return invalid(field("host_path"), "it is %q, and there is an image as well", m.HostPath)
 	}
+	if !m.Readonly {
+		return invalid(field("readonly"), "an image's mount is read-only, and shall say so")
+	}
 	if m.Propagation != runtimeapi.MountPropagation_PROPAGATION_PRIVATE {
 		return invalid(field("propagation"), "an image's mount is private")
 	}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -37,10 +36,7 @@ func critest(ctx context.Context, n *node.Node, program, logs string, o options)
 	ctx, cancel := context.WithTimeout(ctx, o.limit+2*grace)
 	defer cancel()
 	args := append([]string{"-runtime-endpoint", endpoint, "-image-endpoint", endpoint, "-ginkgo.no-color",
-		"-ginkgo.json-report", report, "-ginkgo.timeout", o.limit.String(), "-ginkgo.focus", o.focus}, o.extra...)
-	if hasFlag(ctx, program, "nri-socket") {
-		args = append(args, "-nri-socket", n.PluginSocket())
-	}
+		"-nri-socket", n.PluginSocket(), "-ginkgo.json-report", report, "-ginkgo.timeout", o.limit.String(), "-ginkgo.focus", o.focus}, o.extra...)
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Env = append(os.Environ(), "TMPDIR="+tmp, "PATH="+filepath.Dir(program)+":"+os.Getenv("PATH"))
 	cmd.Dir = tmp
@@ -63,13 +59,6 @@ func critest(ctx context.Context, n *node.Node, program, logs string, o options)
 	return parseReport(file)
 }
 
-// hasFlag says whether a program knows a flag: critest has specs of NRI from
-// 1.37 on, and runs them only if it is told the socket.
-func hasFlag(ctx context.Context, program, name string) bool {
-	help, _ := exec.CommandContext(ctx, program, "-help").CombinedOutput() // it ends with an error, and with its usage
-	return bytes.Contains(help, []byte("-"+name))
-}
-
 // state is how a spec ended.
 type state int
 
@@ -83,7 +72,7 @@ const (
 type spec struct {
 	name    string // the names of its containers and its own, by spaces
 	state   state
-	message string // of a failure: what and where
+	message string // of a failure: what and where; why a spec has skipped itself, "" for one that was left out
 }
 
 // parseReport reads Ginkgo's JSON report. That a run was cut short, or that its
@@ -127,7 +116,7 @@ func parseReport(r io.Reader) ([]spec, error) {
 			case "passed":
 				one.state = passed
 			case "skipped", "pending":
-				one.state = skipped
+				one.state, one.message = skipped, s.Failure.Message
 			default:
 				one.message = fmt.Sprintf("%s at %s:%d: %s", s.State, filepath.Base(s.Failure.Location.FileName),
 					s.Failure.Location.LineNumber, s.Failure.Message)

@@ -41,19 +41,21 @@ func TestParseKnown(t *testing.T) {
 
 // The list in use must be readable, or a run ends before it begins.
 func TestKnownFailures(t *testing.T) {
-	if _, err := readKnown("known-failures.txt"); err != nil {
+	if _, err := readLists("known-failures.txt", "known-skips.txt"); err != nil {
 		t.Error(err)
 	}
 }
 
 func TestSurprises(t *testing.T) {
-	known := map[string]string{"k": "reason"}
+	known := lists{failures: map[string]string{"k": "reason"}, skips: map[string]string{"may ": "reason"}}
 	for name, test := range map[string]struct {
 		specs []spec
 		want  []string
 	}{
 		"as known":             {[]spec{{"k", failed, "m"}, {"p", passed, ""}, {"s", skipped, ""}}, nil},
-		"known is skipped":     {[]spec{{"k", skipped, ""}}, nil},
+		"known is skipped":     {[]spec{{"k", skipped, "has no network"}}, nil},
+		"may skip itself":      {[]spec{{"k", failed, ""}, {"may do so", skipped, "has no use"}}, nil},
+		"skips itself":         {[]spec{{"k", failed, ""}, {"u", skipped, "has no use"}}, []string{"SKIP u\n  has no use"}},
 		"unknown fails":        {[]spec{{"k", failed, ""}, {"u", failed, "at x.go:1: 1\n2"}}, []string{"FAIL u\n  at x.go:1: 1\n  2"}},
 		"known passes":         {[]spec{{"k", passed, ""}}, []string{"PASS, though listed as known to fail: k"}},
 		"known does not exist": {[]spec{{"p", passed, ""}}, []string{"NO SPEC of this name, though listed as known to fail: k"}},
@@ -68,12 +70,12 @@ func TestSurprises(t *testing.T) {
 
 func TestJudgeCountsLast(t *testing.T) {
 	var out bytes.Buffer
-	ok := judge(&out, []spec{{"k", failed, ""}, {"p", passed, ""}, {"q", passed, ""}, {"s", skipped, ""}}, map[string]string{"k": "reason"})
+	ok := judge(&out, []spec{{"k", failed, ""}, {"p", passed, ""}, {"q", passed, ""}, {"s", skipped, ""}}, lists{failures: map[string]string{"k": "reason"}})
 	if want := "critest: 2 passed, 1 failed, 1 skipped\n"; !ok || out.String() != want {
 		t.Errorf("judge gives %v and prints %q, want %q", ok, out.String(), want)
 	}
 	out.Reset()
-	ok = judge(&out, []spec{{"u", failed, "why"}}, nil)
+	ok = judge(&out, []spec{{"u", failed, "why"}}, lists{})
 	if want := "FAIL u\n  why\ncritest: 0 passed, 1 failed, 0 skipped\n"; ok || out.String() != want {
 		t.Errorf("judge gives %v and prints %q, want %q", ok, out.String(), want)
 	}
@@ -91,7 +93,7 @@ func TestParseReport(t *testing.T) {
 	}
 	want := []spec{
 		{"[k8s.io] Container runtime should support log starts", passed, ""},
-		{"[k8s.io] AppArmor enforces", skipped, ""},
+		{"[k8s.io] AppArmor enforces", skipped, "AppArmor is disabled on this host"},
 		{"[k8s.io] Image Manager pulls", failed, "failed at image.go:53: not found"},
 		{"[k8s.io] PodSandbox hangs", failed, "timedout at pod.go:70: A spec timeout occurred"},
 	}

@@ -26,6 +26,7 @@ type options struct {
 	bin   string // the daemon and the shim
 	cache string // tools and logs
 	known string
+	skips string
 	focus string
 	limit time.Duration
 	suite string   // a critest to run instead of the one that is built
@@ -37,6 +38,7 @@ func main() {
 	flag.StringVar(&o.bin, "bin", "../../bin", "directory of longshore and longshore-shim")
 	flag.StringVar(&o.cache, "cache", "bin", "directory that keeps critest, crictl and the logs of the last run")
 	flag.StringVar(&o.known, "known", "known-failures.txt", "specs that are known to fail, each with its reason")
+	flag.StringVar(&o.skips, "skips", "known-skips.txt", "specs that may skip themselves, by the beginning of their names, each with its reason")
 	flag.StringVar(&o.focus, "focus", "", "run only the specs that match this regular expression")
 	flag.DurationVar(&o.limit, "limit", 11*time.Minute, "how long critest may take")
 	flag.StringVar(&o.suite, "critest", "", "run this critest, e.g. a newer one, instead of building one")
@@ -83,25 +85,25 @@ func printCrictl(ctx context.Context, cache string) error {
 }
 
 // run gives what the specs said and what was known of them.
-func run(ctx context.Context, o options) (specs []spec, known map[string]string, err error) {
+func run(ctx context.Context, o options) (specs []spec, known lists, err error) {
 	if os.Getuid() != 0 {
-		return nil, nil, errors.New("real containers need root")
+		return nil, known, errors.New("real containers need root")
 	}
-	if known, err = readKnown(o.known); err != nil {
-		return nil, nil, err
+	if known, err = readLists(o.known, o.skips); err != nil {
+		return nil, known, err
 	}
 	for _, dir := range []*string{&o.bin, &o.cache} {
 		if *dir, err = filepath.Abs(*dir); err != nil {
-			return nil, nil, err
+			return nil, known, err
 		}
 	}
 	tools, err := prepare(ctx, o.cache)
 	if err != nil {
-		return nil, nil, err
+		return nil, known, err
 	}
 	if o.suite != "" {
 		if tools.critest, err = filepath.Abs(o.suite); err != nil {
-			return nil, nil, err
+			return nil, known, err
 		}
 	}
 	specs, err = test(ctx, o, tools)

@@ -12,7 +12,7 @@ import (
 )
 
 // criTools is the release of critest whose specs known-failures.txt names.
-const criTools = "sigs.k8s.io/cri-tools@v1.36.0"
+const criTools = "sigs.k8s.io/cri-tools@v1.37.0"
 
 // tools are the files that a run needs and that the next one finds again.
 type tools struct {
@@ -129,10 +129,7 @@ func installed(ctx context.Context, program, pkg string) (string, error) {
 	if path, err := exec.LookPath(program); err == nil {
 		return path, nil
 	}
-	if err := command(ctx, "", "apt-get", "update", "-qq"); err != nil {
-		return "", err
-	}
-	if err := command(ctx, "", "apt-get", "install", "-y", "-qq", "--no-install-recommends", pkg); err != nil {
+	if err := command(ctx, "", "../../hack/need.sh", program+":"+pkg); err != nil {
 		return "", err
 	}
 	return exec.LookPath(program)
