@@ -6,16 +6,8 @@ cd "$(dirname "$0")/.."
 if [ "$(id -u)" -ne 0 ]; then
 	exec sudo --preserve-env=PATH "$0" "$@"
 fi
-packages=()
-for need in gcc crun runc strace pkg-config; do
-	command -v "$need" >/dev/null || packages+=("$need")
-done
-[ -e /usr/include/stdlib.h ] || packages+=(libc6-dev)
-[ -e /usr/include/seccomp.h ] || packages+=(libseccomp-dev)
-if [ "${#packages[@]}" -gt 0 ]; then
-	apt-get update -qq
-	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}"
-fi
+hack/need.sh gcc:gcc crun:crun runc:runc strace:strace pkg-config:pkg-config \
+	/usr/include/stdlib.h:libc6-dev /usr/include/seccomp.h:libseccomp-dev
 mkdir -p bin
 runc=v1.5.2 # Debian's is old
 [ -x "bin/runc-$runc" ] || { GOBIN=$PWD/bin CGO_ENABLED=1 go install -tags seccomp "github.com/opencontainers/runc@$runc" && mv bin/runc "bin/runc-$runc"; }

@@ -8,14 +8,7 @@ if [ "$(id -u)" -ne 0 ]; then
 	exec sudo --preserve-env=PATH "$0" "$@"
 fi
 if [ "${CALLERS_INNER:-}" = "" ]; then
-	packages=()
-	for need in docker:docker.io podman:podman conmon:conmon busybox:busybox-static; do
-		command -v "${need%%:*}" >/dev/null || packages+=("${need##*:}")
-	done
-	if [ "${#packages[@]}" -gt 0 ]; then
-		apt-get update -qq
-		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}"
-	fi
+	hack/need.sh docker:docker.io podman:podman conmon:conmon busybox:busybox-static
 	hack/build.sh
 	CALLERS_INNER=1 exec unshare --net --mount --propagation private "$0" "$@"
 fi

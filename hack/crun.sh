@@ -3,12 +3,11 @@
 # this machine may be too old for: hack/crun.sh SUITE DIR. DIR/crun then runs
 # here. The packages are those of the suite as its signed lists have them.
 set -euo pipefail
+cd "$(dirname "$0")/.."
 suite=$1
 mkdir -p "$2"
 dir=$(cd "$2" && pwd)
-if ! command -v patchelf >/dev/null; then
-	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends patchelf
-fi
+hack/need.sh patchelf:patchelf
 mkdir -p "$dir/lists/partial" "$dir/cache/archives/partial"
 : >"$dir/status" # nothing is installed there
 # From where this machine's own main packages come.

@@ -4,12 +4,7 @@
 # containers is left out.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-if ! command -v qemu-aarch64-static >/dev/null; then
-	sudo=sudo
-	if [ "$(id -u)" -eq 0 ]; then sudo=; fi
-	$sudo apt-get update -qq
-	$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends qemu-user-static
-fi
+hack/need.sh qemu-aarch64-static:qemu-user-static
 export GOARCH=arm64 CGO_ENABLED=0
 go vet ./...
 mkdir -p bin/arm64

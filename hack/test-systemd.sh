@@ -7,14 +7,7 @@ cd "$(dirname "$0")/.."
 if [ "$(id -u)" -ne 0 ]; then
 	exec sudo --preserve-env=PATH,PACKAGES,ARGS,KVM "$0" "$@"
 fi
-packages=()
-for need in qemu-system-x86_64:qemu-system-x86 mke2fs:e2fsprogs cpio:cpio modprobe:kmod busybox:busybox-static mmdebstrap:mmdebstrap; do
-	command -v "${need%%:*}" >/dev/null || packages+=("${need##*:}")
-done
-if [ "${#packages[@]}" -gt 0 ]; then
-	apt-get update -qq
-	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}"
-fi
+hack/need.sh qemu-system-x86_64:qemu-system-x86 mke2fs:e2fsprogs cpio:cpio modprobe:kmod busybox:busybox-static mmdebstrap:mmdebstrap
 vm=bin/vm
 test/vm/kernel.sh "$vm/kernel" cloud-amd64
 test/vm/tests.sh "$vm/tests"

@@ -5,23 +5,10 @@
 # The last line counts: "vm: P passed, F failed, S skipped".
 set -euo pipefail
 cd "$(dirname "$0")/.."
-packages=()
-for need in qemu-system-x86_64:qemu-system-x86 mke2fs:e2fsprogs cpio:cpio modprobe:kmod busybox:busybox-static; do
-	PATH=$PATH:/usr/sbin:/sbin command -v "${need%%:*}" >/dev/null || packages+=("${need##*:}")
-done
-if [ "${#packages[@]}" -gt 0 ]; then
-	sudo=sudo
-	if [ "$(id -u)" -eq 0 ]; then sudo=; fi
-	$sudo apt-get update -qq
-	$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}"
-fi
+hack/need.sh qemu-system-x86_64:qemu-system-x86 mke2fs:e2fsprogs cpio:cpio modprobe:kmod busybox:busybox-static
 export PATH=$PATH:/usr/sbin:/sbin
 # Not every distribution has it; without, the scripts that need it are skipped.
-if ! command -v criu >/dev/null; then
-	sudo=sudo
-	if [ "$(id -u)" -eq 0 ]; then sudo=; fi
-	$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends criu || echo "vm: there is no criu to install"
-fi
+hack/need.sh criu:criu || echo "vm: there is no criu to install"
 vm=bin/vm
 test/vm/kernel.sh "$vm/kernel" cloud-amd64
 test/vm/tests.sh "$vm/tests"
