@@ -129,6 +129,8 @@ type NetworkConfig struct {
 	BinDirs  []string `toml:"bin_dirs" comment:"Plugins that are not built in."`
 	CacheDir string   `toml:"cache_dir"`
 	DataDir  string   `toml:"data_dir" comment:"Which addresses are taken."`
+
+	RequireConf bool `toml:"require_conf" comment:"Wait for a conflist, and never use the built-in bridge: for nodes whose network is installed by a pod."`
 }
 
 // ImagesConfig is about registries.
@@ -301,7 +303,7 @@ func (c *Config) engine() engine.Config {
 	return engine.Config{RunDir: c.RunDir, StateDir: c.StateDir, SystemdCgroups: bySystemd, CgroupParent: parent, ShmSize: c.Pods.ShmSize,
 		CDIDirs: c.CDI.SpecDirs, NRI: c.NRI.host(), Version: version(), Criu: c.Checkpoint.Criu, RestoreImages: c.Checkpoint.RestoreImages,
 		SeccompDefault: c.Pods.Seccomp, AppArmorDefault: c.Pods.AppArmor, SeccompProfileDir: c.Pods.SeccompProfileRoot, Handlers: c.handlers(), ShimDirs: c.ShimDirs,
-		CNI: engine.CNIConfig{ConfDir: c.Network.ConfDir, BinDirs: c.Network.BinDirs, CacheDir: c.Network.CacheDir, DataDir: c.Network.DataDir}}
+		CNI: engine.CNIConfig{ConfDir: c.Network.ConfDir, BinDirs: c.Network.BinDirs, CacheDir: c.Network.CacheDir, DataDir: c.Network.DataDir, RequireConf: c.Network.RequireConf}}
 }
 
 // handlerName is what a RuntimeClass may name (a DNS label).

@@ -85,7 +85,7 @@ func TestDefaultNetwork(t *testing.T) {
 	if n, err = Load(Config{ConfDir: t.TempDir()}); err != nil || !strings.Contains(string(n.Raw), "10.88.0.0/16") {
 		t.Errorf("Load = %+v, %v", n, err)
 	}
-	for _, bad := range [][]string{{"x"}, {"10.0.0.0/8", "10.1.0.0/16"}} {
+	for _, bad := range [][]string{{"x"}, {"10.0.0.0/8", "10.1.0.0/16"}, {"10.0.0.0/31"}, {"fd00::/127"}, {"10.0.0.0/33"}} {
 		if _, err := Load(Config{ConfDir: t.TempDir(), DefaultSubnets: bad}); err == nil {
 			t.Errorf("default subnets %v were taken", bad)
 		}

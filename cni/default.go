@@ -28,6 +28,34 @@ func hasIPv6() bool {
 	return err == nil && len(value) > 0 && value[0] == '0'
 }
 
+// CheckSubnets refuses what cannot be the subnets of the default network: they
+// are prefixes with room for pods, at most one of each address family.
+func CheckSubnets(subnets []string) error {
+	_, err := parseSubnets(subnets)
+	return err
+}
+
+func parseSubnets(subnets []string) (prefixes []netip.Prefix, err error) {
+	seen := map[bool]bool{}
+	for _, text := range subnets {
+		subnet, err := netip.ParsePrefix(text)
+		if err != nil {
+			return nil, err
+		}
+		four := subnet.Addr().Is4()
+		if seen[four] {
+			return nil, fmt.Errorf("subnet %s is the second of its address family", subnet)
+		}
+		seen[four] = true
+		// Besides the pods' the network, the gateway and the broadcast take an address.
+		if subnet.Addr().BitLen()-subnet.Bits() < 2 {
+			return nil, fmt.Errorf("subnet %s has no room for pods", subnet)
+		}
+		prefixes = append(prefixes, subnet.Masked())
+	}
+	return prefixes, nil
+}
+
 // defaultNetwork builds a bridge with private addresses, masquerade and host
 // ports.
 func defaultNetwork(cfg Config) (*Network, error) {
@@ -38,23 +66,17 @@ func defaultNetwork(cfg Config) (*Network, error) {
 			subnets = subnets[:1]
 		}
 	}
+	prefixes, err := parseSubnets(subnets)
+	if err != nil {
+		return nil, fmt.Errorf("default network: %w", err)
+	}
 	type object = map[string]any
 	var ranges [][]object
 	var routes []object
-	seen := map[bool]bool{}
-	for _, text := range subnets {
-		subnet, err := netip.ParsePrefix(text)
-		if err != nil {
-			return nil, fmt.Errorf("default network: %w", err)
-		}
-		four := subnet.Addr().Is4()
-		if seen[four] {
-			return nil, fmt.Errorf("default network: subnet %s is the second of its address family", subnet)
-		}
-		seen[four] = true
-		ranges = append(ranges, []object{{"subnet": subnet.Masked().String()}})
+	for _, subnet := range prefixes {
+		ranges = append(ranges, []object{{"subnet": subnet.String()}})
 		all := "::/0"
-		if four {
+		if subnet.Addr().Is4() {
 			all = "0.0.0.0/0"
 		}
 		routes = append(routes, object{"dst": all})

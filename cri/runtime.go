@@ -61,6 +61,8 @@ func (s *Server) RuntimeConfig(context.Context, *runtimeapi.RuntimeConfigRequest
 
 // UpdateRuntimeConfig takes the addresses of the node's pods.
 func (s *Server) UpdateRuntimeConfig(_ context.Context, req *runtimeapi.UpdateRuntimeConfigRequest) (*runtimeapi.UpdateRuntimeConfigResponse, error) {
-	s.engine.SetPodCIDR(req.GetRuntimeConfig().GetNetworkConfig().GetPodCidr())
+	if err := s.engine.SetPodCIDR(req.GetRuntimeConfig().GetNetworkConfig().GetPodCidr()); err != nil {
+		return nil, err
+	}
 	return &runtimeapi.UpdateRuntimeConfigResponse{}, nil
 }

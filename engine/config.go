@@ -41,6 +41,9 @@ type CNIConfig struct {
 	BinDirs  []string
 	CacheDir string
 	DataDir  string
+	// RequireConf lets no pod have a network before ConfDir has one: the built-in
+	// network is not for this node.
+	RequireConf bool
 }
 
 func (c *Config) podDir(id string) string       { return filepath.Join(c.RunDir, "pods", id) }

@@ -14,7 +14,6 @@ import (
 	"unicode"
 
 	nriapi "github.com/containerd/nri/pkg/api"
-	"github.com/longshore/longshore/cni"
 	"github.com/longshore/longshore/internal/atomicfile"
 	"github.com/longshore/longshore/shim/api"
 	"github.com/longshore/longshore/shim/client"
@@ -177,21 +176,6 @@ func (e *Engine) sandbox(ctx context.Context, p *pod) error {
 		return errors.Join(fmt.Errorf("make pod %s/%s: %w", cfg.Namespace, cfg.Name, err), e.removeSandbox(ctx, p))
 	}
 	return nil
-}
-
-// network finds the configured network.
-func (e *Engine) network() (*cni.Network, error) {
-	network, err := cni.Load(e.cniConfig())
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrNetwork, err)
-	}
-	return network, nil
-}
-
-func (e *Engine) cniConfig() cni.Config {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return cni.Config{DefaultSubnets: e.podCIDRs, ConfDir: e.cfg.CNI.ConfDir, BinDirs: e.cfg.CNI.BinDirs, CacheDir: e.cfg.CNI.CacheDir, DataDir: e.cfg.CNI.DataDir}
 }
 
 // sandboxOf says what a shim has to make, or to remove, for a pod.

@@ -27,6 +27,7 @@ func (e *Engine) Recover(ctx context.Context) error {
 			e.log.Warn("no template mount namespace: containers start a little slower", "err", err)
 		}
 	})
+	e.recallPodCIDR()
 	var unmade []*pod
 	err := e.eachRecord("pods", podFile, func(dir string) error {
 		p, err := e.loadPod(dir)

@@ -134,23 +134,19 @@ func (s *session) end(ctx context.Context) error {
 	return s.node.Close()
 }
 
-// daemon start [CONFIG|- [PLUGINS.toml]], daemon stop|kill9|restart
+// daemon start [CONFIG|- [PLUGINS.toml|- [NETWORK.toml]]], daemon stop|kill9|restart
 func daemon(s *session, ctx context.Context, args []string, _ io.Writer) error {
 	switch args[0] {
 	case "start":
-		if len(args) > 1 && args[1] != "-" {
-			data, err := os.ReadFile(args[1])
+		for i, into := range []*string{&s.node.Extra, &s.node.Plugins, &s.node.Network} {
+			if len(args) <= i+1 || args[i+1] == "-" {
+				continue
+			}
+			data, err := os.ReadFile(args[i+1])
 			if err != nil {
 				return err
 			}
-			s.node.Extra = string(data)
-		}
-		if len(args) > 2 { // of plugins
-			data, err := os.ReadFile(args[2])
-			if err != nil {
-				return err
-			}
-			s.node.Plugins = string(data)
+			*into = string(data)
 		}
 		return s.node.Start(ctx)
 	case "stop":

@@ -29,6 +29,7 @@ type Node struct {
 	Images  runtimeapi.ImageServiceClient
 	Extra   string // configuration to add
 	Plugins string // configuration of plugins: how long they may take, and more
+	Network string // more configuration of the network
 	Quiet   bool   // log little, as in production
 	Criu    string // the program criu; empty: the daemon looks for it
 
@@ -95,13 +96,14 @@ cgroup_parent = %q
 conf_dir = %q
 cache_dir = %q
 data_dir = %q
+%s
 [cdi]
 spec_dirs = [%q, %q]
 [nri]
 socket = %q
 plugin_dir = %q
 plugin_config_dir = %q
-%s`, n.Socket(), n.Run, n.Path("lib"), level, n.Extra, "/"+n.Cgroup, n.Path("net.d"), n.Path("lib", "cni"), n.Path("lib", "cni", "networks"),
+%s`, n.Socket(), n.Run, n.Path("lib"), level, n.Extra, "/"+n.Cgroup, n.Path("net.d"), n.Path("lib", "cni"), n.Path("lib", "cni", "networks"), n.Network,
 		n.Path("cdi"), n.Path("run", "cdi"), n.PluginSocket(), n.Path("nri"), n.Path("nri"), n.Plugins)
 	config += fmt.Sprintf("[checkpoint]\nrestore_images = %v\n", n.RestoreImages)
 	if n.Criu != "" {
