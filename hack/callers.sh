@@ -8,7 +8,7 @@ if [ "$(id -u)" -ne 0 ]; then
 	exec sudo --preserve-env=PATH "$0" "$@"
 fi
 if [ "${CALLERS_INNER:-}" = "" ]; then
-	hack/need.sh docker:docker.io podman:podman conmon:conmon busybox:busybox-static
+	hack/need.sh dockerd:docker.io podman:podman conmon:conmon busybox:busybox-static
 	hack/build.sh
 	CALLERS_INNER=1 exec unshare --net --mount --propagation private "$0" "$@"
 fi

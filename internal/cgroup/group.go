@@ -43,6 +43,24 @@ func (h *Host) Load(name string) *Group {
 // (nil for no limits). A group that exists is adopted. On an error, what was
 // made is removed again; parents that existed before stay.
 func (h *Host) New(name string, res *specs.LinuxResources) (*Group, error) {
+	return h.create(name, res, func(string) error { return nil })
+}
+
+// Claim is [Host.New] for a group that shall be the caller's alone, who will kill
+// what is in it and remove it. One that exists must hold no process, in it or
+// below, or the error wraps [unix.EBUSY].
+func (h *Host) Claim(name string, res *specs.LinuxResources) (*Group, error) {
+	return h.create(name, res, func(dir string) error {
+		pids, err := procsBelow(dir)
+		if len(pids) > 0 {
+			return fmt.Errorf("%s is not empty: %d processes are in it: %w", dir, len(pids), unix.EBUSY)
+		}
+		return err
+	})
+}
+
+// create makes the group; adopt is asked about each directory that is there.
+func (h *Host) create(name string, res *specs.LinuxResources, adopt func(dir string) error) (*Group, error) {
 	if err := checkName(name); err != nil {
 		return nil, err
 	}
@@ -50,18 +68,8 @@ func (h *Host) New(name string, res *specs.LinuxResources) (*Group, error) {
 	var made undo.Stack
 	defer made.Run()
 	for i := range h.Trees {
-		t := &h.Trees[i]
-		dir := g.dir(t)
-		fresh, err := mkdirAll(t.Mount, dir, &made)
-		if err != nil {
+		if err := g.makeIn(&h.Trees[i], adopt, &made); err != nil {
 			return nil, fmt.Errorf("create cgroup %s: %w", g.path, err)
-		}
-		if t.Unified {
-			enableControllers(t, g.path)
-		} else if slices.Contains(t.Controllers, "cpuset") {
-			if err := inheritCpuset(t.Mount, dir, fresh); err != nil {
-				return nil, fmt.Errorf("create cgroup %s: %w", g.path, err)
-			}
 		}
 	}
 	if res != nil {
@@ -71,6 +79,24 @@ func (h *Host) New(name string, res *specs.LinuxResources) (*Group, error) {
 	}
 	made.Keep()
 	return g, nil
+}
+
+// makeIn makes the group in one hierarchy.
+func (g *Group) makeIn(t *Tree, adopt func(dir string) error, made *undo.Stack) error {
+	dir := g.dir(t)
+	fresh, err := mkdirAll(t.Mount, dir, made)
+	if err == nil && !fresh {
+		err = adopt(dir)
+	}
+	if err != nil {
+		return err
+	}
+	if t.Unified {
+		enableControllers(t, g.path)
+	} else if slices.Contains(t.Controllers, "cpuset") {
+		return inheritCpuset(t.Mount, dir, fresh)
+	}
+	return nil
 }
 
 // Halves gives the host twice, each with a part of the hierarchies: first those

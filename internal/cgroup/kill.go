@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -88,21 +89,76 @@ func (g *Group) signalEach(again bool) error {
 		if err != nil {
 			return err
 		}
-		fresh := false
-		for _, pid := range pids {
-			if killed[pid] {
-				continue
-			}
-			fresh, killed[pid] = true, true
-			if err := unix.Kill(pid, unix.SIGKILL); err != nil && err != unix.ESRCH {
-				return fmt.Errorf("signal %d: %w", pid, err)
-			}
+		fresh := slices.DeleteFunc(pids, func(pid int) bool { return killed[pid] })
+		for _, pid := range fresh {
+			killed[pid] = true
 		}
-		if !fresh || !again {
+		if err := g.signal(fresh, unix.SIGKILL); err != nil {
+			return err
+		}
+		if len(fresh) == 0 || !again {
 			break
 		}
 	}
 	return nil
+}
+
+// Signal sends a signal to every process of the group and below, and says how
+// many there were. Those that fork meanwhile may leave children without.
+func (g *Group) Signal(sig unix.Signal) (int, error) {
+	pids, err := g.everywhere()
+	if err != nil {
+		return 0, err
+	}
+	return len(pids), g.signal(pids, sig)
+}
+
+// signalBatch bounds how many processes are held at once.
+const signalBatch = 256
+
+// signal sends a signal to those processes that are still in the group. An id
+// may have become that of a process elsewhere since it was listed, so each is
+// held, the list is read again, and who is on it is signalled.
+func (g *Group) signal(pids []int, sig unix.Signal) error {
+	for batch := range slices.Chunk(pids, signalBatch) {
+		held := map[int]int{} // pidfds by their ids
+		for _, pid := range batch {
+			if fd, err := unix.PidfdOpen(pid, 0); err == nil {
+				held[pid] = fd
+			} else if err != unix.ESRCH && err != unix.EINVAL { // gone, or a thread's now
+				closeAll(held)
+				return fmt.Errorf("open process %d: %w", pid, err)
+			}
+		}
+		err := g.signalHeld(held, sig)
+		closeAll(held)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (g *Group) signalHeld(held map[int]int, sig unix.Signal) error {
+	still, err := g.everywhere()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, pid := range still {
+		if fd, ok := held[pid]; ok {
+			if err := unix.PidfdSendSignal(fd, sig, nil, 0); err != nil && err != unix.ESRCH {
+				errs = append(errs, fmt.Errorf("signal %d: %w", pid, err))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func closeAll(fds map[int]int) {
+	for _, fd := range fds {
+		unix.Close(fd)
+	}
 }
 
 // Freeze stops every process of the group and below, and returns when they

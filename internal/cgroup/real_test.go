@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -202,6 +203,47 @@ func TestKillReachesEveryProcess(t *testing.T) {
 	}
 	if err := errors.Join(g.Remove(), g.Remove(), g.Kill(), g.WaitEmpty(ctx), g.Freeze()); err != nil {
 		t.Errorf("of a group that is gone: %v", err)
+	}
+}
+
+// TestSignalReachesOnlyMembers: an id on an old list may be another's by now.
+func TestSignalReachesOnlyMembers(t *testing.T) {
+	_, g := realGroup(t, nil)
+	cmd, in := start(t, g, "exec sleep 1000")
+	release(t, in)
+	awaitProc(t, g, cmd.Process.Pid)
+	stranger := exec.Command("sleep", "1000")
+	if err := stranger.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.signal([]int{cmd.Process.Pid, stranger.Process.Pid}, unix.SIGKILL); err != nil {
+		t.Error(err)
+	}
+	_ = stranger.Process.Signal(unix.SIGTERM)
+	_ = stranger.Wait()
+	if sig := stranger.ProcessState.Sys().(syscall.WaitStatus).Signal(); sig != unix.SIGTERM {
+		t.Errorf("a process of another group ended by %v", sig)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if err := g.WaitEmpty(ctx); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestClaimLeavesOthersAlone: a group with processes is not the claimant's.
+func TestClaimLeavesOthersAlone(t *testing.T) {
+	h, g := realGroup(t, nil)
+	cmd, in := start(t, g, "sleep 1000")
+	release(t, in)
+	awaitProc(t, g, cmd.Process.Pid)
+	for _, name := range []string{g.Path(), path.Dir(g.Path())} {
+		if _, err := h.Claim(name, nil); !errors.Is(err, unix.EBUSY) {
+			t.Errorf("claim %s: %v", name, err)
+		}
+	}
+	if pids, err := g.Procs(); err != nil || !slices.Contains(pids, cmd.Process.Pid) {
+		t.Errorf("left: %v, %v", pids, err)
 	}
 }
 

@@ -119,7 +119,7 @@ func (k *creation) adoptAndTell() error {
 // makeGroups makes the rest of the control group, with all limits.
 func (k *creation) makeGroups() error {
 	k.joins.Close()
-	part, err := k.rest.New(k.c.group.Path(), nil)
+	part, err := k.rest.Claim(k.c.group.Path(), nil)
 	if err != nil {
 		return err
 	}
@@ -214,7 +214,7 @@ func (k *creation) open(taken *undo.Stack) (err error) {
 	}
 	var first *cgroup.Host
 	first, k.rest = c.host.Halves()
-	part, err := first.New(cgroupPath(k.cfg), nil)
+	part, err := first.Claim(cgroupPath(k.cfg), nil)
 	if err != nil {
 		return err
 	}

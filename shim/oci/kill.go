@@ -92,20 +92,11 @@ func (ct *container) signalAll(sig unix.Signal, status specs.ContainerState) err
 	if sig == unix.SIGKILL || status == specs.StateCreated && atGate(sig) == unix.SIGKILL {
 		return group.Kill()
 	}
-	pids, err := group.Procs()
-	if err != nil {
-		return err
+	n, err := group.Signal(sig)
+	if err == nil && n == 0 {
+		err = errNotRunning
 	}
-	if len(pids) == 0 {
-		return errNotRunning
-	}
-	var errs []error
-	for _, pid := range pids {
-		if err := unix.Kill(pid, sig); err != nil && err != unix.ESRCH {
-			errs = append(errs, fmt.Errorf("process %d: %w", pid, err))
-		}
-	}
-	return errors.Join(errs...)
+	return err
 }
 
 // atGate gives the signal for a process that waits at the gate: it holds all

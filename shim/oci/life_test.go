@@ -372,3 +372,21 @@ func TestRunsFromAReadOnlyView(t *testing.T) {
 		t.Errorf("%s is on a mount with flags %#x: %v", exe, fs.Flags, err)
 	}
 }
+
+// TestCgroupOfOthers: what a container's path leads to may be a group of a
+// neighbour, who would be killed and removed with it.
+func TestCgroupOfOthers(t *testing.T) {
+	f := newFixture(t, "wait")
+	f.create()
+	pid := f.state().Pid
+	f.fails("is not empty", "create", "--bundle", f.bundle, "other")
+	f.fails("does not exist", "delete", "other")
+	f.ok("delete", "--force", "other")
+	if err := unix.Kill(pid, 0); err != nil {
+		t.Errorf("the neighbour is gone: %v", err)
+	}
+	f.wantStatus(specs.StateCreated)
+	if pids := f.ok("ps", "--format", "json", f.id); !strings.Contains(pids, fmt.Sprint(pid)) {
+		t.Errorf("the neighbour's cgroup has %s, not %d", pids, pid)
+	}
+}
