@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Runs the tests that depend on the kernel, and the scripts of test/e2e, on a
 # virtual machine with cgroup v2 alone, every controller and Debian's kernel.
-# PACKAGES="internal/cgroup test/e2e" picks some, ARGS="-test.run X" some tests.
+# PACKAGES="internal/cgroup test/e2e=TestScripts/oom" picks some, and some of their tests;
+# ARGS are more arguments of all.
 # The last line counts: "vm: P passed, F failed, S skipped".
 set -euo pipefail
 cd "$(dirname "$0")/.."

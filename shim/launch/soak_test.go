@@ -201,12 +201,14 @@ func (s *soak) world() map[string]int {
 	if pid, err := unix.Wait4(-1, nil, unix.WNOHANG|unix.WALL, nil); err != unix.ECHILD {
 		all[fmt.Sprintf("process %d, %v", pid, err)]++
 	}
-	groups, err := filepath.Glob("/sys/fs/cgroup/*" + s.spec.Linux.CgroupsPath)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	for _, g := range groups {
-		all["cgroup "+g]++
+	for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*"} { // of cgroup2 alone, and of each hierarchy
+		groups, err := filepath.Glob(root + s.spec.Linux.CgroupsPath)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		for _, g := range groups {
+			all["cgroup "+g]++
+		}
 	}
 	return all
 }

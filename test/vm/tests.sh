@@ -15,7 +15,7 @@ go build -trimpath -o "$dir/bin/guest" ./hack/demo/guest
 go run ./hack/demo/pack "$dir/bin/guest" "$dir/image.tar"
 install -m 755 "$here/run-tests" "$dir/run-tests"
 
-# compile MODULE PACKAGE NAME
+# compile MODULE PACKAGE NAME [TESTS]
 compile() {
 	local to=$dir/$3
 	mkdir -p "$to"
@@ -23,7 +23,7 @@ compile() {
 	if [ -d "$1/$2/testdata" ]; then cp -a "$1/$2/testdata" "$to/"; fi
 	# Its own programs, where a test would build them.
 	if [ -d "$1/$2/testdata/probe" ]; then (cd "$1/$2" && go build -o "$to/probe" ./testdata/probe); fi
-	local args=${ARGS:-}
+	local args=${ARGS:-}${4:+ -test.run=$4}
 	# Comparisons that need no kernel.
 	if [ "$3" = shim/seccomp ]; then args="-test.skip=SameVerdict|TreeEqualsReference $args"; fi
 	# Until something hangs; a busy host takes four times as long as an idle one.
@@ -37,10 +37,13 @@ compile() {
 # Those whose tests depend on the kernel.
 default="internal/binview internal/cgroup cni/nat cni/plugin images/unpack
 	shim/client shim/keeper shim/launch shim/oci shim/seccomp test/e2e"
-for package in ${PACKAGES:-$default}; do
+set -f # patterns of tests are no patterns of files
+for entry in ${PACKAGES:-$default}; do
+	package=${entry%%=*} tests=
+	if [ "$package" != "$entry" ]; then tests=${entry#*=}; fi
 	if [ "$package" = test/e2e ]; then
-		compile test e2e test/e2e
+		compile test e2e test/e2e "$tests"
 	else
-		compile . "$package" "$package"
+		compile . "$package" "$package" "$tests"
 	fi
 done
