@@ -113,6 +113,9 @@ func checkMount(m *runtimeapi.Mount) error {
 		return invalid(field("propagation"), "%d is not defined", m.Propagation)
 	}
 	if m.GetImage().GetImage() == "" {
+		if proto.Size(m.Image) > 0 {
+			return invalid(field("image"), "it names no image")
+		}
 		if m.ImageSubPath != "" {
 			return invalid(field("image_sub_path"), "it is %q, and there is no image", m.ImageSubPath)
 		}

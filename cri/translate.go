@@ -168,10 +168,12 @@ var propagations = map[runtimeapi.MountPropagation]string{
 func mount(m *runtimeapi.Mount) engine.Mount {
 	return engine.Mount{ContainerPath: m.ContainerPath, HostPath: m.HostPath, ReadOnly: m.Readonly, RecursiveReadOnly: m.RecursiveReadOnly,
 		Propagation: propagations[m.Propagation], Options: m.MountOptions, Relabel: m.SelinuxRelabel,
-		UIDs: idMaps(m.UidMappings), GIDs: idMaps(m.GidMappings), Image: m.GetImage().GetImage(), ImageSubPath: m.ImageSubPath}
+		UIDs: idMaps(m.UidMappings), GIDs: idMaps(m.GidMappings), ImageSubPath: m.ImageSubPath,
+		Image: m.GetImage().GetImage(), UserImage: m.GetImage().GetUserSpecifiedImage(), ImageNotes: m.GetImage().GetAnnotations(),
+		ImageHandler: m.GetImage().GetRuntimeHandler()}
 }
 
-func criMount(m engine.Mount, digests map[string]string) *runtimeapi.Mount {
+func criMount(m engine.Mount, refs map[string]string) *runtimeapi.Mount {
 	out := &runtimeapi.Mount{ContainerPath: m.ContainerPath, HostPath: m.HostPath, Readonly: m.ReadOnly, RecursiveReadOnly: m.RecursiveReadOnly,
 		MountOptions: m.Options, SelinuxRelabel: m.Relabel, UidMappings: criIDMaps(m.UIDs), GidMappings: criIDMaps(m.GIDs), ImageSubPath: m.ImageSubPath}
 	for cri, own := range propagations {
@@ -180,7 +182,8 @@ func criMount(m engine.Mount, digests map[string]string) *runtimeapi.Mount {
 		}
 	}
 	if m.Image != "" {
-		out.Image = &runtimeapi.ImageSpec{Image: m.Image, ImageRef: digests[m.ContainerPath]}
+		out.Image = &runtimeapi.ImageSpec{Image: m.Image, UserSpecifiedImage: m.UserImage, Annotations: m.ImageNotes,
+			RuntimeHandler: m.ImageHandler, ImageRef: refs[m.ContainerPath]}
 	}
 	return out
 }

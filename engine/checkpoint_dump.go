@@ -297,7 +297,7 @@ func (e *Engine) writeDescription(dir string, rec *Container, spec *specs.Spec, 
 		name string
 		v    any
 	}{
-		{configDump, containerDump{ID: rec.ID, Name: rec.Config.Name, RootfsImage: name, RootfsImageRef: rec.ImageRef, RootfsImageName: name,
+		{configDump, containerDump{ID: rec.ID, Name: rec.Config.Name, RootfsImage: name, RootfsImageRef: rec.ImageID, RootfsImageName: name,
 			Runtime: "longshore", Created: rec.CreatedAt, Checkpointed: time.Now()}},
 		{specDump, spec},
 		{statusDump, containerStatus{CreatedAt: rec.CreatedAt.UnixNano(), StartedAt: rec.StartedAt.UnixNano(), Pid: uint32(rec.Pid)}},

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -80,8 +81,10 @@ func (e *Engine) prepare(p Pod, c *container, h *Handler) (*specs.Spec, *api.Mou
 		return nil, nil, err
 	}
 	err = e.updateContainer(c, func(r *Container) {
-		r.MountNotes = in.ImageIDs
-		r.ImageID, r.ImageRef, r.User, r.StopSignal, r.LogPath, r.CgroupPath = img.ID, img.ID, who, stopSignal, logPath, in.CgroupPath
+		r.MountNotes = in.ImageRefs
+		// Kubelet asks by id; the user's words say of which repository.
+		r.ImageID, r.ImageRef = img.ID, img.Digested(cmp.Or(cfg.UserImage, image))
+		r.User, r.StopSignal, r.LogPath, r.CgroupPath = who, stopSignal, logPath, in.CgroupPath
 	})
 	if err != nil {
 		return nil, nil, err

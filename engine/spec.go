@@ -29,7 +29,7 @@ type SpecInput struct {
 	Devices          []specs.LinuxDevice // asked for, resolved on the host
 	DeviceRules      []specs.LinuxDeviceCgroup
 	ImageMounts      map[string][]string // container path -> directories of an image, topmost first
-	ImageIDs         map[string]string   // container path -> id of the image mounted there
+	ImageRefs        map[string]string   // container path -> digested reference to the image mounted there
 	Seccomp          *specs.LinuxSeccomp // of a localhost profile
 	SeccompDefault   string
 	AppArmorDefault  string // of containers that name no profile; "" if there is none
@@ -113,6 +113,11 @@ func checkAgainstPod(cfg *ContainerConfig, pod *PodConfig) error {
 		return fmt.Errorf("%w: working directory %q is not absolute", ErrInvalid, cfg.WorkingDir)
 	case cfg.ImageHandler != "" && cfg.ImageHandler != pod.Handler:
 		return fmt.Errorf("%w: an image for runtime handler %q in a pod of handler %q", ErrInvalid, cfg.ImageHandler, pod.Handler)
+	}
+	for _, m := range cfg.Mounts {
+		if m.ImageHandler != "" && m.ImageHandler != pod.Handler {
+			return fmt.Errorf("%w: mount %s: an image for runtime handler %q in a pod of handler %q", ErrInvalid, m.ContainerPath, m.ImageHandler, pod.Handler)
+		}
 	}
 	return nil
 }

@@ -148,7 +148,11 @@ type Mount struct {
 	UIDs              []IDMap  `json:"uids,omitempty"`
 	GIDs              []IDMap  `json:"gids,omitempty"`
 	Image             string   `json:"image,omitempty"`
+	UserImage         string   `json:"userImage,omitempty"`    // as the user wrote it
+	ImageHandler      string   `json:"imageHandler,omitempty"` // the runtime handler that it was pulled for
 	ImageSubPath      string   `json:"imageSubPath,omitempty"`
+
+	ImageNotes map[string]string `json:"imageNotes,omitempty"`
 }
 
 // Device makes a device of the host visible.
@@ -225,7 +229,7 @@ type Container struct {
 	PodID      string            `json:"podID"`
 	Config     ContainerConfig   `json:"config"`
 	ImageID    string            `json:"imageID"`
-	ImageRef   string            `json:"imageRef"`
+	ImageRef   string            `json:"imageRef"` // repository@digest, or the id of an image without any
 	State      ContainerState    `json:"state"`
 	CreatedAt  time.Time         `json:"createdAt"`
 	StartedAt  time.Time         `json:"startedAt,omitzero"`
@@ -241,7 +245,7 @@ type Container struct {
 	CgroupPath string            `json:"cgroupPath"`
 	Shim       string            `json:"shim,omitempty"` // its socket
 	Layers     []string          `json:"layers,omitempty"`
-	MountNotes map[string]string `json:"mountNotes,omitempty"` // container path -> digest, of image mounts
+	MountNotes map[string]string `json:"mountNotes,omitempty"` // container path -> as ImageRef, of image mounts
 	Restore    string            `json:"restore,omitempty"`    // directory of the checkpoint whose process it gets
 	Base       string            `json:"base,omitempty"`       // the image to use where Config.Image is a checkpoint
 	Capture    *Capture          `json:"capture,omitempty"`    // it stands still for a checkpoint

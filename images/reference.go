@@ -2,6 +2,7 @@ package images
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/distribution/reference"
@@ -49,4 +50,24 @@ func selector(named reference.Named) string {
 
 func isHex(s string) bool {
 	return strings.Trim(s, "0123456789abcdef") == ""
+}
+
+// Digested gives the digested reference to the image that name, a reference as
+// a person or a client wrote it, asks for: the digest that it names, else one of
+// its repository. For any other name it is the image's first digest, and for an
+// image that no registry knows its ID.
+func (img *Image) Digested(name string) string {
+	if named, err := parseReference(name); err == nil {
+		if slices.Contains(img.Digests, named.String()) {
+			return named.String()
+		}
+		ofRepository := func(d string) bool { return strings.HasPrefix(d, named.Name()+"@") }
+		if i := slices.IndexFunc(img.Digests, ofRepository); i >= 0 {
+			return img.Digests[i]
+		}
+	}
+	if len(img.Digests) > 0 {
+		return img.Digests[0]
+	}
+	return img.ID
 }

@@ -47,6 +47,27 @@ func TestParseReference(t *testing.T) {
 	}
 }
 
+func TestDigestedReference(t *testing.T) {
+	digest := func(c string) string { return "sha256:" + strings.Repeat(c, 64) }
+	many := Image{ID: digest("f"), Digests: []string{
+		"docker.io/library/app@" + digest("a"), "docker.io/library/app@" + digest("b"), "quay.io/x/app@" + digest("c")}}
+	for _, tt := range []struct {
+		img        Image
+		name, want string
+	}{
+		{many, "quay.io/x/app:v1", "quay.io/x/app@" + digest("c")},
+		{many, "app", "docker.io/library/app@" + digest("a")},
+		{many, "app:1@" + digest("b"), "docker.io/library/app@" + digest("b")},
+		{many, digest("f"), "docker.io/library/app@" + digest("a")},
+		{many, "quay.io/x/ap", "docker.io/library/app@" + digest("a")},
+		{Image{ID: digest("f")}, "localhost/app", digest("f")},
+	} {
+		if got := tt.img.Digested(tt.name); got != tt.want {
+			t.Errorf("%.30s is %s, want %s", tt.name, got, tt.want)
+		}
+	}
+}
+
 func FuzzParseReference(f *testing.F) {
 	for _, ref := range []string{"busybox", "a.b:1/c/d:e@sha256:" + strings.Repeat("0", 64), "[::1]/x", "sha256:" + strings.Repeat("a", 64)} {
 		f.Add(ref)

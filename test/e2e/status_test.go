@@ -62,8 +62,8 @@ func ooms(s *session, ctx context.Context, args []string, out io.Writer) error {
 	return nil
 }
 
-// list [notes] prints pods and containers with their states, or with what a
-// client noted on them.
+// list [notes|images] prints pods and containers with their states, and with
+// what a client noted on them or the images of containers.
 func list(s *session, ctx context.Context, args []string, out io.Writer) error {
 	pods, err := s.node.Runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
 	if err != nil {
@@ -78,6 +78,9 @@ func list(s *session, ctx context.Context, args []string, out io.Writer) error {
 	}
 	for _, c := range containers.Containers {
 		fmt.Fprintln(out, "container", c.Metadata.Name, c.State, notes(args, c.Annotations, c.Labels))
+		if slices.Contains(args, "images") {
+			fmt.Fprintln(out, "image of", c.Metadata.Name, c.ImageId, c.ImageRef)
+		}
 	}
 	return nil
 }
