@@ -105,9 +105,6 @@ func (e *Engine) CreateContainer(ctx context.Context, podID string, cfg Containe
 	if err != nil {
 		return Container{}, err
 	}
-	if state := p.snapshot().State; state != PodReady {
-		return Container{}, fmt.Errorf("pod %s: %w: it is %s", p.id, ErrState, state)
-	}
 	if cfg.Name == "" {
 		return Container{}, fmt.Errorf("%w: a container needs a name", ErrInvalid)
 	}
@@ -133,6 +130,10 @@ func (e *Engine) CreateContainer(ctx context.Context, podID string, cfg Containe
 func (e *Engine) claimContainer(p *pod, cfg ContainerConfig) (*container, bool, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	// With mu held: whoever ends the pod finds what is claimed before; see [Engine.endContainers].
+	if state := p.snapshot().State; state != PodReady {
+		return nil, false, fmt.Errorf("pod %s: %w: it is %s", p.id, ErrState, state)
+	}
 	for _, c := range e.ofPod[p.id] {
 		s := c.snapshot()
 		if s.Config.Name != cfg.Name || s.Config.Attempt != cfg.Attempt {

@@ -291,11 +291,8 @@ func (e *Engine) stopPod(ctx context.Context, p *pod) error {
 	if state := p.snapshot().State; state == PodStopped || state == PodRemoving {
 		return nil
 	}
-	if err := e.each(e.containersOf(p.id), func(c *container) error { return e.stopContainer(ctx, c, 0) }); err != nil {
-		return err
-	}
 	before := p.snapshot()
-	if err := e.updatePod(p, func(r *Pod) { r.State = PodStopping }); err != nil {
+	if err := e.endContainers(ctx, p); err != nil {
 		return err
 	}
 	if before.State == PodReady { // or else a stop that was not finished has told them
@@ -310,6 +307,21 @@ func (e *Engine) stopPod(ctx context.Context, p *pod) error {
 		e.publish(Event{PodID: p.id, ContainerID: p.id, Kind: EventStopped, At: time.Now()})
 	}
 	return err
+}
+
+// endContainers ends a pod's containers and lets no other be made in it. One
+// may be claimed until the pod is said to be stopping, so they are ended twice.
+func (e *Engine) endContainers(ctx context.Context, p *pod) error {
+	end := func() error {
+		return e.each(e.containersOf(p.id), func(c *container) error { return e.stopContainer(ctx, c, 0) })
+	}
+	if err := end(); err != nil {
+		return err
+	}
+	if err := e.updatePod(p, func(r *Pod) { r.State = PodStopping }); err != nil {
+		return err
+	}
+	return end()
 }
 
 // each runs f for all containers at once and joins the errors.
