@@ -9,6 +9,7 @@ import (
 	"github.com/longshore/longshore/engine"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -139,6 +140,12 @@ func nanos(t time.Time) int64 {
 
 // UpdateContainerResources changes a container's limits.
 func (s *Server) UpdateContainerResources(ctx context.Context, req *runtimeapi.UpdateContainerResourcesRequest) (*runtimeapi.UpdateContainerResourcesResponse, error) {
+	if _, err := s.engine.Container(req.ContainerId); err != nil {
+		return nil, err
+	}
+	if proto.Size(req.GetWindows()) > 0 {
+		return nil, invalid("windows", "this node runs Linux")
+	}
 	if req.Linux == nil {
 		return &runtimeapi.UpdateContainerResourcesResponse{}, nil
 	}

@@ -50,6 +50,9 @@ func (e *Engine) prepare(p Pod, c *container, h *Handler) (*specs.Spec, *api.Mou
 	if h.Seccomp != "" {
 		in.SeccompDefault = h.Seccomp
 	}
+	if err := checkHugePages(e.cgroups, cfg.Resources); err != nil {
+		return nil, nil, err
+	}
 	if err := e.resolveOnHost(in, c); err != nil {
 		return nil, nil, err
 	}

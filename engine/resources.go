@@ -1,9 +1,11 @@
 package engine
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 
+	"github.com/longshore/longshore/internal/cgroup"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
@@ -25,6 +27,20 @@ func linuxResources(r *Resources) *specs.LinuxResources {
 	}
 	out.Unified = r.Unified
 	return out
+}
+
+// checkHugePages refuses a limit that this kernel cannot set. Kubelet sends one
+// of 0 for each page size that the node has, whoever asks for none.
+func checkHugePages(host *cgroup.Host, r *Resources) error {
+	if r == nil || host.Has("hugetlb") {
+		return nil
+	}
+	for size, limit := range r.HugePages {
+		if limit > 0 {
+			return fmt.Errorf("%w: limit of huge pages of %s: this kernel has no hugetlb controller", ErrInvalid, size)
+		}
+	}
+	return nil
 }
 
 // set gives a pointer to a value that is set, which zero is not.

@@ -11,6 +11,7 @@ import (
 	"strconv"
 
 	"github.com/containerd/nri/pkg/api"
+	"github.com/longshore/longshore/shim/client"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
@@ -23,6 +24,9 @@ func (e *Engine) UpdateContainer(ctx context.Context, id string, change Resource
 	}
 	if adj := change.OOMScoreAdj; adj < -1000 || adj > 1000 {
 		return fmt.Errorf("update container %s: %w: OOM score adjustment %d is not in -1000..1000", c.id, ErrInvalid, adj)
+	}
+	if err := checkHugePages(e.cgroups, &change); err != nil {
+		return fmt.Errorf("update container %s: %w", c.id, err)
 	}
 	return e.do(ctx, func(ctx context.Context) error {
 		set, others, err := e.askUpdate(ctx, c, linuxResources(&change))
@@ -58,15 +62,7 @@ func (e *Engine) updateResources(ctx context.Context, c *container, set *specs.L
 	if err != nil {
 		return err
 	}
-	data, err := json.Marshal(set)
-	if err != nil {
-		return err
-	}
-	if err := shim.Update(ctx, c.id, data); err != nil {
-		// All or nothing: put back what was in force.
-		if before, marshalErr := json.Marshal(linuxResources(rec.Resources)); marshalErr == nil {
-			_ = shim.Update(ctx, c.id, before) // the first error is the one that matters
-		}
+	if err := e.setLimits(ctx, c, shim, set); err != nil {
 		return fmt.Errorf("update container %s: %w", c.id, err)
 	}
 	if oomScoreAdj != 0 {
@@ -82,6 +78,32 @@ func (e *Engine) updateResources(ctx context.Context, c *container, set *specs.L
 		merged := mergeResources(r.Resources, change)
 		r.Resources = &merged
 	})
+}
+
+// setLimits has a shim set all limits or none.
+func (e *Engine) setLimits(ctx context.Context, c *container, shim *client.Shim, set *specs.LinuxResources) error {
+	data, err := json.Marshal(sparing(set))
+	if err != nil {
+		return err
+	}
+	err = shim.Update(ctx, c.id, data)
+	if err != nil && e.isForeign(c) { // our own puts back what was in force by itself
+		if before, marshalErr := json.Marshal(linuxResources(c.snapshot().Resources)); marshalErr == nil {
+			_ = shim.Update(ctx, c.id, before) // the first error is the one that matters
+		}
+	}
+	return err
+}
+
+// sparing refuses a memory limit below what the container uses, for which
+// cgroup2 would kill it.
+func sparing(set *specs.LinuxResources) *specs.LinuxResources {
+	if set.Memory == nil {
+		return set
+	}
+	out, memory, check := *set, *set.Memory, true
+	memory.CheckBeforeUpdate, out.Memory = &check, &memory
+	return &out
 }
 
 // setOOMScore sets how likely the kernel is to end the processes of a control

@@ -83,12 +83,14 @@ func launchMounts(mounts []*api.Mount) []launch.Mount {
 	return out
 }
 
-// classify gives an error of a launch its gRPC code.
+// classify gives an error of a launch or an update its gRPC code.
 func classify(err error) error {
 	switch {
 	case errors.Is(err, unix.ENOENT):
 		return &api.Error{Code: api.CodeNotFound, Message: err.Error()}
-	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EACCES), errors.Is(err, unix.ENOEXEC):
+	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EBUSY):
+		return &api.Error{Code: api.CodeFailedPrecondition, Message: err.Error()}
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ERANGE), errors.Is(err, unix.EACCES), errors.Is(err, unix.ENOEXEC):
 		return &api.Error{Code: api.CodeInvalidArgument, Message: err.Error()}
 	}
 	return err

@@ -377,7 +377,7 @@ func (s *service) update(_ context.Context, decode func(any) error, _ *api.Files
 		return nil, api.Errorf(api.CodeInvalidArgument, "resources of %s: %v", req.ID, err)
 	}
 	if err := c.launched.Cgroup().Update(&resources); err != nil {
-		return nil, fmt.Errorf("update %s: %w", req.ID, err)
+		return nil, classify(fmt.Errorf("update %s: %w", req.ID, err))
 	}
 	return &api.Empty{}, nil
 }

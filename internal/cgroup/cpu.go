@@ -33,57 +33,62 @@ func WeightOfShares(shares uint64) uint64 {
 	return uint64(math.Ceil(math.Pow(10, exponent)))
 }
 
-func (g *Group) updateCPU(res *specs.LinuxResources) error {
-	t, ok := g.host.tree("cpu")
+func (u *update) cpu(res *specs.LinuxResources) error {
+	t, ok := u.group.host.tree("cpu")
 	if !ok || res.CPU == nil {
 		return nil
 	}
-	dir, c := g.dir(t), res.CPU
+	f, c := u.files(t), res.CPU
+	weight := "cpu.shares"
+	if t.Unified {
+		weight = "cpu.weight"
+	}
 	// The kernel refuses a weight while a group is idle, so idle goes first.
 	if c.Idle != nil {
-		if err := writeFile(dir, "cpu.idle", strconv.FormatInt(*c.Idle, 10)); err != nil {
+		f.note(weight) // which the kernel changes with it
+		if err := f.write("cpu.idle", strconv.FormatInt(*c.Idle, 10)); err != nil {
 			return err
 		}
 	}
 	idle := c.Idle != nil && *c.Idle == 1
 	if c.Shares != nil && *c.Shares != 0 && !idle {
-		file, value := "cpu.shares", *c.Shares
+		value := *c.Shares
 		if t.Unified {
-			file, value = "cpu.weight", WeightOfShares(value)
+			value = WeightOfShares(value)
 		}
-		if err := writeFile(dir, file, strconv.FormatUint(value, 10)); err != nil {
+		if err := f.write(weight, strconv.FormatUint(value, 10)); err != nil {
 			return err
 		}
 	}
 	if t.Unified {
-		return setBandwidth2(dir, c)
+		return setBandwidth2(f, c)
 	}
-	if err := setRealtime(dir, c); err != nil {
+	if err := setRealtime(f, c); err != nil {
 		return err
 	}
-	return setBandwidth1(dir, c)
+	return setBandwidth1(f, c)
 }
 
 // setBandwidth2 writes cpu.max, keeping the half that is not set.
-func setBandwidth2(dir string, c *specs.LinuxCPU) error {
+func setBandwidth2(f files, c *specs.LinuxCPU) error {
 	burst := func() error {
 		if c.Burst == nil {
 			return nil
 		}
-		return writeFile(dir, "cpu.max.burst", strconv.FormatUint(*c.Burst, 10))
+		return f.write("cpu.max.burst", strconv.FormatUint(*c.Burst, 10))
 	}
 	quota := set(c.Quota)
 	period := c.Period != nil && *c.Period != 0
 	if !quota && !period {
 		return burst()
 	}
-	now, err := readFile(dir, "cpu.max")
+	now, err := readFile(f.dir, "cpu.max")
 	if err != nil {
 		return err
 	}
 	oldQuota, oldPeriod, ok := strings.Cut(now, " ")
 	if !ok {
-		return fmt.Errorf("parse %s/cpu.max: %q", dir, now)
+		return fmt.Errorf("parse %s/cpu.max: %q", f.dir, now)
 	}
 	if quota {
 		oldQuota = limit(*c.Quota)
@@ -91,27 +96,27 @@ func setBandwidth2(dir string, c *specs.LinuxCPU) error {
 	if period {
 		oldPeriod = strconv.FormatUint(*c.Period, 10)
 	}
-	return retryAfter(burst, func() error { return writeFile(dir, "cpu.max", oldQuota+" "+oldPeriod) })
+	return retryAfter(burst, func() error { return f.write("cpu.max", oldQuota+" "+oldPeriod) })
 }
 
-func setBandwidth1(dir string, c *specs.LinuxCPU) error {
+func setBandwidth1(f files, c *specs.LinuxCPU) error {
 	period := func() error {
 		if c.Period == nil || *c.Period == 0 {
 			return nil
 		}
-		return writeFile(dir, "cpu.cfs_period_us", strconv.FormatUint(*c.Period, 10))
+		return f.write("cpu.cfs_period_us", strconv.FormatUint(*c.Period, 10))
 	}
 	quota := func() error {
 		if !set(c.Quota) {
 			return nil
 		}
-		return writeFile(dir, "cpu.cfs_quota_us", strconv.FormatInt(*c.Quota, 10))
+		return f.write("cpu.cfs_quota_us", strconv.FormatInt(*c.Quota, 10))
 	}
 	burst := func() error {
 		if c.Burst == nil {
 			return nil
 		}
-		return writeFile(dir, "cpu.cfs_burst_us", strconv.FormatUint(*c.Burst, 10))
+		return f.write("cpu.cfs_burst_us", strconv.FormatUint(*c.Burst, 10))
 	}
 	return retryAfter(burst, func() error { return retryAfter(period, quota) })
 }
@@ -134,32 +139,32 @@ func retryAfter(first, second func() error) error {
 }
 
 // setRealtime writes version 1's real-time share; cgroup2 has none.
-func setRealtime(dir string, c *specs.LinuxCPU) error {
+func setRealtime(f files, c *specs.LinuxCPU) error {
 	if c.RealtimePeriod != nil && *c.RealtimePeriod != 0 {
-		if err := writeFile(dir, "cpu.rt_period_us", strconv.FormatUint(*c.RealtimePeriod, 10)); err != nil {
+		if err := f.write("cpu.rt_period_us", strconv.FormatUint(*c.RealtimePeriod, 10)); err != nil {
 			return err
 		}
 	}
 	if set(c.RealtimeRuntime) {
-		return writeFile(dir, "cpu.rt_runtime_us", strconv.FormatInt(*c.RealtimeRuntime, 10))
+		return f.write("cpu.rt_runtime_us", strconv.FormatInt(*c.RealtimeRuntime, 10))
 	}
 	return nil
 }
 
 func set(n *int64) bool { return n != nil && *n != 0 }
 
-func (g *Group) updateCpuset(res *specs.LinuxResources) error {
-	t, ok := g.host.tree("cpuset")
+func (u *update) cpuset(res *specs.LinuxResources) error {
+	t, ok := u.group.host.tree("cpuset")
 	if !ok || res.CPU == nil {
 		return nil
 	}
 	if res.CPU.Cpus != "" {
-		if err := writeFile(g.dir(t), "cpuset.cpus", res.CPU.Cpus); err != nil {
+		if err := u.files(t).write("cpuset.cpus", res.CPU.Cpus); err != nil {
 			return err
 		}
 	}
 	if res.CPU.Mems != "" {
-		return writeFile(g.dir(t), "cpuset.mems", res.CPU.Mems)
+		return u.files(t).write("cpuset.mems", res.CPU.Mems)
 	}
 	return nil
 }

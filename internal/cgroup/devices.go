@@ -115,8 +115,8 @@ func (a access) String() string {
 	return s.String()
 }
 
-func (g *Group) updateDevices(res *specs.LinuxResources) error {
-	t, ok := g.host.tree("devices")
+func (u *update) devices(res *specs.LinuxResources) error {
+	t, ok := u.group.host.tree("devices")
 	if !ok || len(res.Devices) == 0 {
 		return nil
 	}
@@ -125,13 +125,13 @@ func (g *Group) updateDevices(res *specs.LinuxResources) error {
 		return err
 	}
 	if t.Unified {
-		return attachDeviceFilter(g.dir(t), deviceProgram(rules))
+		return attachDeviceFilter(u.group.dir(t), deviceProgram(rules))
 	}
 	list, err := deviceList(rules)
 	if err != nil {
 		return err
 	}
-	return setDevices1(g.dir(t), list)
+	return setDevices1(u.group.dir(t), list)
 }
 
 // allowed is what version 1's device controller holds: all or nothing per kind

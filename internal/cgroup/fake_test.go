@@ -91,8 +91,28 @@ func TestUpdateWritesFiles(t *testing.T) {
 		},
 		"v1 without swap accounting": {
 			v1: []string{"memory"}, files: map[string]string{"memory/memory.limit_in_bytes": "100"},
-			res:  memory(specs.LinuxMemory{Limit: ptr(int64(200)), Swap: ptr(int64(300))}),
+			res:  memory(specs.LinuxMemory{Limit: ptr(int64(200)), Swap: ptr(int64(200))}),
 			want: map[string]string{"memory/memory.limit_in_bytes": "200"},
+		},
+		"v1 without swap accounting, unlimited": {
+			v1: []string{"memory"}, files: map[string]string{"memory/memory.limit_in_bytes": "100"},
+			res:  memory(specs.LinuxMemory{Limit: ptr(int64(200)), Swap: ptr(int64(-1))}),
+			want: map[string]string{"memory/memory.limit_in_bytes": "200"},
+		},
+		"v1 swap that is not counted": {
+			v1: []string{"memory"}, files: map[string]string{"memory/memory.limit_in_bytes": "100"},
+			res: memory(specs.LinuxMemory{Limit: ptr(int64(200)), Swap: ptr(int64(300))}),
+			err: unix.EOPNOTSUPP,
+		},
+		"v2 without swap": {
+			v2: []string{"memory"}, files: map[string]string{"unified/memory.max": "max"},
+			res:  memory(specs.LinuxMemory{Limit: ptr(int64(200)), Swap: ptr(int64(200))}),
+			want: map[string]string{"unified/memory.max": "200"},
+		},
+		"v2 swap that is not counted": {
+			v2: []string{"memory"}, files: map[string]string{"unified/memory.max": "max"},
+			res: memory(specs.LinuxMemory{Limit: ptr(int64(200)), Swap: ptr(int64(300))}),
+			err: unix.EOPNOTSUPP,
 		},
 		"v2 swap is what lies above memory": {
 			v2: []string{"memory"}, files: map[string]string{"unified/memory.max": "max", "unified/memory.swap.max": "max", "unified/memory.low": "0"},
@@ -159,7 +179,7 @@ func TestUpdateWritesFiles(t *testing.T) {
 			res:  &specs.LinuxResources{Unified: map[string]string{"memory.high": "77"}},
 			want: map[string]string{"unified/memory.high": "77"},
 		},
-		"unified unknown file":    {v2: []string{}, res: &specs.LinuxResources{Unified: map[string]string{"memory.high": "77"}}, err: unix.ENOENT},
+		"unified unknown file":    {v2: []string{}, res: &specs.LinuxResources{Unified: map[string]string{"memory.high": "77"}}, err: unix.EINVAL},
 		"unified is no path":      {v2: []string{}, res: &specs.LinuxResources{Unified: map[string]string{"../x.y": "1"}}, err: unix.EINVAL},
 		"unified moves nobody":    {v2: []string{}, res: &specs.LinuxResources{Unified: map[string]string{"cgroup.procs": "1"}}, err: unix.EINVAL},
 		"v1 devices from nothing": devicesCase("a *:* rwm\n", map[string]string{"devices/devices.deny": "a", "devices/devices.allow": "c 1:3 rwm"}),

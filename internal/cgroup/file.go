@@ -1,7 +1,6 @@
 package cgroup
 
 import (
-	"errors"
 	"fmt"
 	"io/fs"
 	"path/filepath"
@@ -36,15 +35,6 @@ func writeFile(dir, file string, values ...string) error {
 		}
 	}
 	return nil
-}
-
-// writeIfThere writes to a file that only some kernels or configurations have.
-func writeIfThere(dir, file, value string) error {
-	err := writeFile(dir, file, value)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return err
 }
 
 // pageSize is enough for all files but a few.

@@ -73,7 +73,7 @@ func (h *Host) create(name string, res *specs.LinuxResources, adopt func(dir str
 		}
 	}
 	if res != nil {
-		if err := g.Update(res); err != nil {
+		if err := g.Limit(res); err != nil {
 			return nil, err
 		}
 	}

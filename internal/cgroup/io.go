@@ -9,15 +9,15 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
-func (g *Group) updateIO(res *specs.LinuxResources) error {
-	t, ok := g.host.tree("blkio")
+func (u *update) io(res *specs.LinuxResources) error {
+	t, ok := u.group.host.tree("blkio")
 	if !ok || res.BlockIO == nil {
 		return nil
 	}
 	if t.Unified {
-		return setIO2(g.dir(t), res.BlockIO)
+		return setIO2(u.files(t), res.BlockIO)
 	}
-	return setIO1(g.dir(t), res.BlockIO)
+	return setIO1(u.files(t), res.BlockIO)
 }
 
 // ioWeight maps blkio.weight's 10..1000 to io.weight's 1..10000, linearly, as
@@ -32,33 +32,33 @@ func ioWeight(blkio uint16) uint64 {
 // setIO1 writes version 1's files. Weights are the I/O scheduler's (BFQ's, or
 // CFQ's before Linux 5.0); where the kernel has none of them, a weight is
 // passed over: it is a preference, unlike the throttles.
-func setIO1(dir string, b *specs.LinuxBlockIO) error {
+func setIO1(f files, b *specs.LinuxBlockIO) error {
 	if b.Weight != nil && *b.Weight != 0 {
-		if err := writeFirst(dir, strconv.Itoa(int(*b.Weight)), "blkio.bfq.weight", "blkio.weight"); err != nil {
+		if err := f.writeFirst(strconv.Itoa(int(*b.Weight)), "blkio.bfq.weight", "blkio.weight"); err != nil {
 			return err
 		}
 	}
 	if b.LeafWeight != nil && *b.LeafWeight != 0 {
-		if err := writeIfThere(dir, "blkio.leaf_weight", strconv.Itoa(int(*b.LeafWeight))); err != nil {
+		if err := f.writeIfThere("blkio.leaf_weight", strconv.Itoa(int(*b.LeafWeight))); err != nil {
 			return err
 		}
 	}
 	for _, d := range b.WeightDevice {
 		if d.Weight != nil {
 			line := fmt.Sprintf("%d:%d %d", d.Major, d.Minor, *d.Weight)
-			if err := writeFirst(dir, line, "blkio.bfq.weight_device", "blkio.weight_device"); err != nil {
+			if err := f.writeFirst(line, "blkio.bfq.weight_device", "blkio.weight_device"); err != nil {
 				return err
 			}
 		}
 		if d.LeafWeight != nil {
-			if err := writeIfThere(dir, "blkio.leaf_weight_device", fmt.Sprintf("%d:%d %d", d.Major, d.Minor, *d.LeafWeight)); err != nil {
+			if err := f.writeIfThere("blkio.leaf_weight_device", fmt.Sprintf("%d:%d %d", d.Major, d.Minor, *d.LeafWeight)); err != nil {
 				return err
 			}
 		}
 	}
 	for _, t := range throttles(b) {
 		for _, d := range t.devices {
-			if err := writeFile(dir, t.v1, fmt.Sprintf("%d:%d %d", d.Major, d.Minor, d.Rate)); err != nil {
+			if err := f.write(t.v1, fmt.Sprintf("%d:%d %d", d.Major, d.Minor, d.Rate)); err != nil {
 				return err
 			}
 		}
@@ -66,11 +66,11 @@ func setIO1(dir string, b *specs.LinuxBlockIO) error {
 	return nil
 }
 
-func setIO2(dir string, b *specs.LinuxBlockIO) error {
+func setIO2(f files, b *specs.LinuxBlockIO) error {
 	if b.Weight != nil && *b.Weight != 0 {
-		err := writeFile(dir, "io.bfq.weight", strconv.Itoa(int(*b.Weight)))
+		err := f.write("io.bfq.weight", strconv.Itoa(int(*b.Weight)))
 		if errors.Is(err, fs.ErrNotExist) {
-			err = writeIfThere(dir, "io.weight", strconv.FormatUint(ioWeight(*b.Weight), 10))
+			err = f.writeIfThere("io.weight", strconv.FormatUint(ioWeight(*b.Weight), 10))
 		}
 		if err != nil {
 			return err
@@ -80,7 +80,7 @@ func setIO2(dir string, b *specs.LinuxBlockIO) error {
 		if d.Weight == nil {
 			continue
 		}
-		if err := writeIfThere(dir, "io.bfq.weight", fmt.Sprintf("%d:%d %d", d.Major, d.Minor, *d.Weight)); err != nil {
+		if err := f.writeIfThere("io.bfq.weight", fmt.Sprintf("%d:%d %d", d.Major, d.Minor, *d.Weight)); err != nil {
 			return err
 		}
 	}
@@ -90,7 +90,7 @@ func setIO2(dir string, b *specs.LinuxBlockIO) error {
 			if d.Rate != 0 {
 				rate = strconv.FormatUint(d.Rate, 10)
 			}
-			if err := writeFile(dir, "io.max", fmt.Sprintf("%d:%d %s=%s", d.Major, d.Minor, t.v2, rate)); err != nil {
+			if err := f.write("io.max", fmt.Sprintf("%d:%d %s=%s", d.Major, d.Minor, t.v2, rate)); err != nil {
 				return err
 			}
 		}
@@ -110,15 +110,4 @@ func throttles(b *specs.LinuxBlockIO) []throttle {
 		{"blkio.throttle.read_iops_device", "riops", b.ThrottleReadIOPSDevice},
 		{"blkio.throttle.write_iops_device", "wiops", b.ThrottleWriteIOPSDevice},
 	}
-}
-
-// writeFirst writes to the first of the files that exists, if any does.
-func writeFirst(dir, value string, files ...string) error {
-	for _, file := range files {
-		err := writeFile(dir, file, value)
-		if !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-	}
-	return nil
 }

@@ -10,25 +10,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func (g *Group) updateMemory(res *specs.LinuxResources) error {
-	t, ok := g.host.tree("memory")
+func (u *update) memory(res *specs.LinuxResources) error {
+	t, ok := u.group.host.tree("memory")
 	if !ok || res.Memory == nil {
 		return nil
 	}
-	dir, m := g.dir(t), res.Memory
+	f, m := u.files(t), res.Memory
 	if t.Unified {
-		return setMemory2(dir, m)
+		return setMemory2(f, m)
 	}
-	if err := setMemory1(dir, m); err != nil {
+	if err := setMemory1(f, m); err != nil {
 		return err
 	}
 	if set(m.Reservation) {
-		if err := writeFile(dir, "memory.soft_limit_in_bytes", strconv.FormatInt(*m.Reservation, 10)); err != nil {
+		if err := f.write("memory.soft_limit_in_bytes", strconv.FormatInt(*m.Reservation, 10)); err != nil {
 			return err
 		}
 	}
 	if set(m.KernelTCP) { // gone since Linux 6.13
-		if err := writeIfThere(dir, "memory.kmem.tcp.limit_in_bytes", strconv.FormatInt(*m.KernelTCP, 10)); err != nil {
+		if err := f.writeIfThere("memory.kmem.tcp.limit_in_bytes", strconv.FormatInt(*m.KernelTCP, 10)); err != nil {
 			return err
 		}
 	}
@@ -36,7 +36,7 @@ func (g *Group) updateMemory(res *specs.LinuxResources) error {
 		if *m.Swappiness > 100 {
 			return fmt.Errorf("memory swappiness %d is above 100: %w", *m.Swappiness, unix.EINVAL)
 		}
-		if err := writeFile(dir, "memory.swappiness", strconv.FormatUint(*m.Swappiness, 10)); err != nil {
+		if err := f.write("memory.swappiness", strconv.FormatUint(*m.Swappiness, 10)); err != nil {
 			return err
 		}
 	}
@@ -45,33 +45,41 @@ func (g *Group) updateMemory(res *specs.LinuxResources) error {
 		if *m.DisableOOMKiller {
 			value = "1"
 		}
-		return writeFile(dir, "memory.oom_control", value)
+		const file = "memory.oom_control"
+		old, err := readKey(f.dir, file, "oom_kill_disable")
+		if err != nil {
+			return err
+		}
+		f.remember(file, strconv.FormatUint(old, 10))
+		return writeFile(f.dir, file, value)
 	}
 	return nil
 }
 
 // setMemory1 writes the limit and the limit of memory plus swap in the order
 // the kernel accepts: the second is never below the first.
-func setMemory1(dir string, m *specs.LinuxMemory) error {
+func setMemory1(f files, m *specs.LinuxMemory) error {
 	const memoryFile, swapFile = "memory.limit_in_bytes", "memory.memsw.limit_in_bytes"
 	memory := func() error {
 		if !set(m.Limit) {
 			return nil
 		}
-		if err := checkUsage(dir, "memory.usage_in_bytes", m); err != nil {
-			return err
-		}
-		err := writeFile(dir, memoryFile, strconv.FormatInt(*m.Limit, 10))
-		if usage, readErr := readUint(dir, "memory.usage_in_bytes"); errors.Is(err, unix.EBUSY) && readErr == nil {
+		// Version 1 reclaims, and refuses what is below that; it kills nobody.
+		err := f.write(memoryFile, strconv.FormatInt(*m.Limit, 10))
+		if usage, readErr := readUint(f.dir, "memory.usage_in_bytes"); errors.Is(err, unix.EBUSY) && readErr == nil {
 			return fmt.Errorf("memory limit %d is below the usage %d that cannot be reclaimed: %w", *m.Limit, usage, err)
 		}
 		return err
 	}
 	swap := func(value int64) error {
-		err := writeFile(dir, swapFile, strconv.FormatInt(value, 10))
+		err := f.write(swapFile, strconv.FormatInt(value, 10))
+		if !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
 		// Without swap accounting (boot option swapaccount=0) there is no such file.
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
+		limit, err := memoryLimit(f.dir, memoryFile, m)
+		if err == nil && value > 0 && uint64(value) != limit {
+			err = errNoSwap(value)
 		}
 		return err
 	}
@@ -87,7 +95,7 @@ func setMemory1(dir string, m *specs.LinuxMemory) error {
 	case !set(m.Limit):
 		return swap(*m.Swap)
 	}
-	current, err := readUint(dir, memoryFile)
+	current, err := readUint(f.dir, memoryFile)
 	if err != nil {
 		return err
 	}
@@ -105,11 +113,11 @@ func setMemory1(dir string, m *specs.LinuxMemory) error {
 
 // setMemory2 converts the specification's sum of memory and swap into
 // cgroup2's swap alone.
-func setMemory2(dir string, m *specs.LinuxMemory) error {
+func setMemory2(f files, m *specs.LinuxMemory) error {
 	if set(m.Swap) {
 		value := "max"
 		if *m.Swap > 0 {
-			memory, err := memoryLimit2(dir, m)
+			memory, err := memoryLimit(f.dir, "memory.max", m)
 			if err != nil {
 				return err
 			}
@@ -118,38 +126,51 @@ func setMemory2(dir string, m *specs.LinuxMemory) error {
 			}
 			value = strconv.FormatUint(uint64(*m.Swap)-memory, 10)
 		}
+		err := f.write("memory.swap.max", value)
 		// Kernels without swap have no such file.
-		if err := writeIfThere(dir, "memory.swap.max", value); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			err = nil
+			if value != "0" && value != "max" {
+				err = errNoSwap(*m.Swap)
+			}
+		}
+		if err != nil {
 			return err
 		}
 	}
 	if set(m.Limit) {
-		if err := checkUsage(dir, "memory.current", m); err != nil {
+		if err := checkUsage(f.dir, "memory.current", m); err != nil {
 			return err
 		}
-		if err := writeFile(dir, "memory.max", limit(*m.Limit)); err != nil {
+		if err := f.write("memory.max", limit(*m.Limit)); err != nil {
 			return err
 		}
 	}
 	if set(m.Reservation) {
-		return writeFile(dir, "memory.low", limit(*m.Reservation))
+		return f.write("memory.low", limit(*m.Reservation))
 	}
 	return nil
 }
 
-// memoryLimit2 is the memory limit that will hold after the update.
-func memoryLimit2(dir string, m *specs.LinuxMemory) (uint64, error) {
+// errNoSwap says that swap is not counted. No swap, and no limit on it, which
+// clients ask for by habit, are what such a kernel has anyway.
+func errNoSwap(limit int64) error {
+	return fmt.Errorf("limit %d of memory and swap together: this kernel does not count swap: %w", limit, unix.EOPNOTSUPP)
+}
+
+// memoryLimit is the memory limit that will hold after the update.
+func memoryLimit(dir, file string, m *specs.LinuxMemory) (uint64, error) {
 	switch {
 	case !set(m.Limit):
-		return readUint(dir, "memory.max")
+		return readUint(dir, file)
 	case *m.Limit < 0:
 		return Unlimited, nil
 	}
 	return uint64(*m.Limit), nil
 }
 
-// checkUsage refuses a limit below the present usage where the client asked
-// for that; cgroup2 would kill instead.
+// checkUsage refuses a limit of cgroup2 below the present usage where the client
+// asked for that; the kernel would kill instead.
 func checkUsage(dir, file string, m *specs.LinuxMemory) error {
 	if m.CheckBeforeUpdate == nil || !*m.CheckBeforeUpdate || *m.Limit < 0 {
 		return nil

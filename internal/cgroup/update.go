@@ -17,25 +17,50 @@ import (
 // Unlimited is how a limit that is not set is given in [Stats].
 const Unlimited = math.MaxUint64
 
+// update is one change of a group's limits.
+type update struct {
+	group  *Group
+	before *journal // nil: the group goes if it fails
+}
+
 // Update changes the limits that res sets and leaves the others alone. A
 // negative limit means none; zero means "not set", as in the OCI runtime
-// specification's JSON. What was already written stays when a later write
-// fails; the error names the file and the value.
+// specification's JSON. If a limit cannot be set, which the error names by file
+// and value, all are as they were before.
 func (g *Group) Update(res *specs.LinuxResources) error {
-	if g.path == "/" {
+	var before journal
+	err := (&update{g, &before}).all(res)
+	if err != nil {
+		if undoErr := before.restore(); undoErr != nil {
+			err = fmt.Errorf("%w; limits that were changed stay: %w", err, undoErr)
+		}
+	}
+	return err
+}
+
+// Limit is Update for a group that is being made, and goes if a limit cannot be
+// set: it does not look at what was there before.
+func (g *Group) Limit(res *specs.LinuxResources) error { return (&update{group: g}).all(res) }
+
+// all sets devices last: nothing after them fails, so they need not be put
+// back, which is not possible with cgroup v2.
+func (u *update) all(res *specs.LinuxResources) error {
+	if u.group.path == "/" {
 		return errRoot
 	}
 	steps := []func(*specs.LinuxResources) error{
-		g.updateDevices, g.updateMemory, g.updateCPU, g.updateCpuset, g.updatePids, g.updateIO,
-		g.updateHugepages, g.updateNetwork, g.updateRdma, g.updateUnified,
+		u.memory, u.cpu, u.cpuset, u.pids, u.io, u.hugepages, u.network, u.rdma, u.unified, u.devices,
 	}
 	for _, step := range steps {
 		if err := step(res); err != nil {
-			return fmt.Errorf("limit cgroup %s: %w", g.path, err)
+			return fmt.Errorf("limit cgroup %s: %w", u.group.path, err)
 		}
 	}
 	return nil
 }
+
+// files are those of the group in one hierarchy.
+func (u *update) files(t *Tree) files { return files{u.group.dir(t), u.before} }
 
 func limit(n int64) string {
 	if n < 0 {
@@ -44,8 +69,8 @@ func limit(n int64) string {
 	return strconv.FormatInt(n, 10)
 }
 
-func (g *Group) updatePids(res *specs.LinuxResources) error {
-	t, ok := g.host.tree("pids")
+func (u *update) pids(res *specs.LinuxResources) error {
+	t, ok := u.group.host.tree("pids")
 	if !ok || res.Pids == nil || res.Pids.Limit == nil {
 		return nil
 	}
@@ -53,13 +78,13 @@ func (g *Group) updatePids(res *specs.LinuxResources) error {
 	if n == 0 { // Docker's and older specifications' way to say "no limit"
 		n = -1
 	}
-	return writeFile(g.dir(t), "pids.max", limit(n))
+	return u.files(t).write("pids.max", limit(n))
 }
 
-// updateHugepages limits faults and, where the kernel has it (5.7), the
+// hugepages limits faults and, where the kernel has it (5.7), the
 // reservation made by mmap, which fails cleanly where a fault is a SIGBUS.
-func (g *Group) updateHugepages(res *specs.LinuxResources) error {
-	t, ok := g.host.tree("hugetlb")
+func (u *update) hugepages(res *specs.LinuxResources) error {
+	t, ok := u.group.host.tree("hugetlb")
 	if !ok {
 		return nil
 	}
@@ -72,10 +97,10 @@ func (g *Group) updateHugepages(res *specs.LinuxResources) error {
 			return fmt.Errorf("huge page size %.32q: %w", l.Pagesize, unix.EINVAL)
 		}
 		value := strconv.FormatUint(l.Limit, 10)
-		if err := writeFile(g.dir(t), "hugetlb."+l.Pagesize+"."+suffix, value); err != nil {
+		if err := u.files(t).write("hugetlb."+l.Pagesize+"."+suffix, value); err != nil {
 			return err
 		}
-		if err := writeIfThere(g.dir(t), "hugetlb."+l.Pagesize+".rsvd."+suffix, value); err != nil {
+		if err := u.files(t).writeIfThere("hugetlb."+l.Pagesize+".rsvd."+suffix, value); err != nil {
 			return err
 		}
 	}
@@ -93,21 +118,21 @@ func isPageSize(s string) bool {
 	return err == nil && n > 0
 }
 
-// updateNetwork sets version 1's traffic class and priorities; cgroup2 has
+// network sets version 1's traffic class and priorities; cgroup2 has
 // neither.
-func (g *Group) updateNetwork(res *specs.LinuxResources) error {
+func (u *update) network(res *specs.LinuxResources) error {
 	if res.Network == nil {
 		return nil
 	}
-	if t, ok := g.host.tree("net_cls"); ok && !t.Unified && res.Network.ClassID != nil {
+	if t, ok := u.group.host.tree("net_cls"); ok && !t.Unified && res.Network.ClassID != nil {
 		id := strconv.FormatUint(uint64(*res.Network.ClassID), 10)
-		if err := writeFile(g.dir(t), "net_cls.classid", id); err != nil {
+		if err := u.files(t).write("net_cls.classid", id); err != nil {
 			return err
 		}
 	}
-	if t, ok := g.host.tree("net_prio"); ok && !t.Unified {
+	if t, ok := u.group.host.tree("net_prio"); ok && !t.Unified {
 		for _, p := range res.Network.Priorities {
-			if err := writeFile(g.dir(t), "net_prio.ifpriomap", fmt.Sprintf("%s %d", p.Name, p.Priority)); err != nil {
+			if err := u.files(t).write("net_prio.ifpriomap", fmt.Sprintf("%s %d", p.Name, p.Priority)); err != nil {
 				return err
 			}
 		}
@@ -115,8 +140,8 @@ func (g *Group) updateNetwork(res *specs.LinuxResources) error {
 	return nil
 }
 
-func (g *Group) updateRdma(res *specs.LinuxResources) error {
-	t, ok := g.host.tree("rdma")
+func (u *update) rdma(res *specs.LinuxResources) error {
+	t, ok := u.group.host.tree("rdma")
 	if !ok {
 		return nil
 	}
@@ -128,32 +153,32 @@ func (g *Group) updateRdma(res *specs.LinuxResources) error {
 		if n := res.Rdma[device].HcaObjects; n != nil {
 			line += fmt.Sprintf(" hca_object=%d", *n)
 		}
-		if err := writeFile(g.dir(t), "rdma.max", line); err != nil {
+		if err := u.files(t).write("rdma.max", line); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// updateUnified writes cgroup2 files by name. The names are the client's: only
+// unified writes cgroup2 files by name. The names are the client's: only
 // a controller's file in this very group is reached, and not the cgroup.*
 // files, through which foreign processes could be moved or killed.
-func (g *Group) updateUnified(res *specs.LinuxResources) error {
+func (u *update) unified(res *specs.LinuxResources) error {
 	if len(res.Unified) == 0 {
 		return nil
 	}
-	t := g.host.unified()
+	t := u.group.host.unified()
 	if t == nil {
-		return fmt.Errorf("unified resources need cgroup v2, this host has %s", g.host.Mode)
+		return fmt.Errorf("unified resources need cgroup v2, this host has %s: %w", u.group.host.Mode, unix.EOPNOTSUPP)
 	}
 	for _, file := range slices.Sorted(maps.Keys(res.Unified)) {
 		if strings.ContainsAny(file, "/\x00") || strings.HasPrefix(file, ".") ||
 			strings.HasPrefix(file, "cgroup.") || !strings.Contains(file, ".") {
 			return fmt.Errorf("unified resource %.64q is not a controller's file: %w", file, unix.EINVAL)
 		}
-		err := writeFile(g.dir(t), file, res.Unified[file])
+		err := u.files(t).write(file, res.Unified[file])
 		if errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("unified resource %q: no such file in cgroup v2 here (kernel or controller missing): %w", file, err)
+			return fmt.Errorf("unified resource %q: no such file in cgroup v2 here (kernel or controller missing): %w", file, unix.EINVAL)
 		}
 		if err != nil {
 			return err

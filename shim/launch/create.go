@@ -124,7 +124,7 @@ func (k *creation) makeGroups() error {
 		return err
 	}
 	if res := k.cfg.Spec.Linux.Resources; res != nil {
-		if err := k.c.group.Update(res); err != nil {
+		if err := k.c.group.Limit(res); err != nil {
 			return err
 		}
 	}

@@ -393,11 +393,19 @@ func leaks(s *session, _ context.Context, _ []string, out io.Writer) error {
 	return nil
 }
 
-// update NAME FILE.json
+// update NAME FILE.json; update -none|-windows NAME asks for no limits of Linux
 func update(s *session, ctx context.Context, args []string, _ io.Writer) error {
-	req := &runtimeapi.UpdateContainerResourcesRequest{ContainerId: s.ids[args[0]], Linux: &runtimeapi.LinuxContainerResources{}}
-	if err := merge(args[1], req.Linux); err != nil {
-		return err
+	req := &runtimeapi.UpdateContainerResourcesRequest{}
+	switch args[0] {
+	case "-none":
+		req.ContainerId = s.ids[args[1]]
+	case "-windows":
+		req.ContainerId, req.Windows = s.ids[args[1]], &runtimeapi.WindowsContainerResources{CpuCount: 1}
+	default:
+		req.ContainerId, req.Linux = s.ids[args[0]], &runtimeapi.LinuxContainerResources{}
+		if err := merge(args[1], req.Linux); err != nil {
+			return err
+		}
 	}
 	_, err := s.node.Runtime.UpdateContainerResources(ctx, req)
 	return err

@@ -151,9 +151,11 @@ func setup(t *testing.T, env *testscript.Env) error {
 	if v2 {
 		env.Setenv("MEMORY_LIMIT", "/sys/fs/cgroup/memory.max")
 		env.Setenv("CPU_SHARE", "/sys/fs/cgroup/cpu.weight")
+		env.Setenv("CPU_QUOTA", "/sys/fs/cgroup/cpu.max")
 	} else {
 		env.Setenv("MEMORY_LIMIT", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 		env.Setenv("CPU_SHARE", "/sys/fs/cgroup/cpu/cpu.shares")
+		env.Setenv("CPU_QUOTA", "/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
 	}
 	env.Defer(func() {
 		if err := s.end(context.Background()); err != nil {

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -292,7 +293,12 @@ func eat(args []string) error {
 		held = append(held, b)
 	}
 	fmt.Println("ate", len(held), "MiB")
-	return nil
+	if arg(args, 1, "") != "hold" {
+		return nil
+	}
+	err = pause(nil)
+	runtime.KeepAlive(held)
+	return err
 }
 
 // status prints lines of /proc/self/status that begin with one of the words.
