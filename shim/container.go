@@ -32,6 +32,7 @@ type container struct {
 	stale  []*cgroup.Group // of processes that have ended and left others running
 	paused bool
 	doomed bool // was to be ended before it was restored
+	sent   sentSignals
 }
 
 // seccompEnv names the directory of compiled seccomp profiles.
@@ -137,8 +138,10 @@ func (c *container) watchInit() {
 	status, err := p.running().Wait()
 	exit := exitOf(p.pid(), status, err)
 	// Before anything else touches the cgroup: its count goes with it.
-	if kills, err := c.launched.Cgroup().OOMKills(); err == nil && kills > 0 && exit.Code != 0 {
-		exit.OOMKilled = true
+	if kills, err := c.launched.Cgroup().OOMKills(); err == nil {
+		c.mu.Lock()
+		exit.OOMKilled = c.sent.explain(exit, kills)
+		c.mu.Unlock()
 	}
 	// A pid namespace of its own ends with its first process; a shared one
 	// leaves the others running, with the container's output open.
@@ -152,6 +155,46 @@ func (c *container) watchInit() {
 		fmt.Fprintln(os.Stderr, "longshore-shim: exit record:", err)
 	}
 	p.finish(exit)
+}
+
+// sentSignals is what the daemon has done to end a container, by which its end
+// is told from one for memory.
+type sentSignals struct {
+	kill     bool   // SIGKILL
+	oomKills uint64 // counted when the last signal was sent
+}
+
+// note is called before a signal is sent.
+func (s *sentSignals) note(sig unix.Signal, kills uint64) {
+	s.kill, s.oomKills = s.kill || sig == unix.SIGKILL, kills
+}
+
+// explain says whether a container ended because the kernel killed a process of
+// it for memory: its first one, or another for which the first then gave up. It
+// may have outlived such a kill, and have ended when we wanted it to.
+func (s *sentSignals) explain(exit api.Exit, kills uint64) (outOfMemory bool) {
+	switch sig := unix.Signal(exit.Signal); {
+	case exit.Code == 0:
+		return false
+	case sig == unix.SIGKILL && !s.kill:
+		return kills > 0
+	case sig == unix.SIGKILL, sig == 0:
+		return kills > s.oomKills
+	}
+	return false
+}
+
+// signal sends one to the first process, or, with all, SIGKILL to every one.
+func (c *container) signal(sig unix.Signal, all bool) error {
+	if kills, err := c.launched.Cgroup().OOMKills(); err == nil {
+		c.mu.Lock()
+		c.sent.note(sig, kills)
+		c.mu.Unlock()
+	}
+	if all {
+		return c.killAll()
+	}
+	return c.init.signal(sig)
 }
 
 // exitOf makes the exit record of a process that has just ended.

@@ -265,13 +265,14 @@ func (s *service) kill(_ context.Context, decode func(any) error, _ *api.Files) 
 	if err != nil {
 		return nil, err
 	}
-	switch all := req.All && unix.Signal(req.Signal) == unix.SIGKILL; {
-	case all && p == c.init:
-		err = c.killAll()
+	sig := unix.Signal(req.Signal)
+	switch all := req.All && sig == unix.SIGKILL; {
+	case p == c.init:
+		err = c.signal(sig, all)
 	case all:
 		err = p.killTree()
 	default:
-		err = p.signal(unix.Signal(req.Signal))
+		err = p.signal(sig)
 	}
 	return &api.Empty{}, err
 }
