@@ -2,6 +2,7 @@ package cri
 
 import (
 	"fmt"
+	"math"
 	"strings"
 
 	"github.com/longshore/longshore/engine"
@@ -62,6 +63,23 @@ func checkNamespaces(o *runtimeapi.NamespaceOption, context string) error {
 	if hasTarget != (o.GetTargetId() != "") {
 		return invalid(context+"target_id", "it is %q, and goes with mode TARGET", o.GetTargetId())
 	}
+	if err := checkMappings(context+"userns_options.uids", o.GetUsernsOptions().GetUids()); err != nil {
+		return err
+	}
+	return checkMappings(context+"userns_options.gids", o.GetUsernsOptions().GetGids())
+}
+
+// checkMappings refuses ranges that are empty or end beyond the last id, as the
+// kernel would without a word of which.
+func checkMappings(field string, maps []*runtimeapi.IDMapping) error {
+	for _, m := range maps {
+		if m.Length == 0 {
+			return invalid(field, "length 0 of the mapping of %d", m.ContainerId)
+		}
+		if last := math.MaxUint32 - m.Length; m.HostId > last || m.ContainerId > last {
+			return invalid(field, "%d ids from %d on, mapped to %d, end beyond the last id", m.Length, m.ContainerId, m.HostId)
+		}
+	}
 	return nil
 }
 
@@ -111,6 +129,12 @@ func checkMount(m *runtimeapi.Mount) error {
 	field := func(name string) string { return fmt.Sprintf("mounts.%s of %s", name, m.ContainerPath) }
 	if _, known := runtimeapi.MountPropagation_name[int32(m.Propagation)]; !known {
 		return invalid(field("propagation"), "%d is not defined", m.Propagation)
+	}
+	if err := checkMappings(field("uidMappings"), m.UidMappings); err != nil {
+		return err
+	}
+	if err := checkMappings(field("gidMappings"), m.GidMappings); err != nil {
+		return err
 	}
 	if m.GetImage().GetImage() == "" {
 		if proto.Size(m.Image) > 0 {

@@ -19,19 +19,21 @@ import (
 func TestRefusedByName(t *testing.T) {
 	const userns = `"linux": {"security_context": {"namespace_options": {"userns_options": `
 	for config, want := range map[string]string{
-		`"windows": {"security_context": {"host_process": true}}`:                                          "windows: this node runs Linux",
-		`"port_mappings": [{"protocol": 7}]`:                                                               "port_mappings.protocol: 7",
-		`"linux": {"security_context": {"run_as_group": {"value": 5}}}`:                                    "run_as_group: there is no run_as_user",
-		`"linux": {"security_context": {"supplemental_groups_policy": 9}}`:                                 "supplemental_groups_policy: 9",
-		`"linux": {"security_context": {"namespace_options": {"network": "CONTAINER"}}}`:                   "namespace_options.network: mode CONTAINER",
-		`"linux": {"security_context": {"namespace_options": {"ipc": "CONTAINER"}}}`:                       "namespace_options.ipc: mode CONTAINER",
-		`"linux": {"security_context": {"namespace_options": {"pid": 9}}}`:                                 "namespace_options.pid: mode 9",
-		`"linux": {"security_context": {"namespace_options": {"pid": "TARGET", "target_id": "c"}}}`:        "a pod cannot share",
-		`"linux": {"security_context": {"namespace_options": {"target_id": "c"}}}`:                         "namespace_options.target_id",
-		userns + `{"mode": "CONTAINER"}}}}`:                                                                "user namespace mode CONTAINER",
-		userns + `{"mode": "POD"}}}}`:                                                                      "needs one mapping",
-		userns + `{"mode": "NODE", "uids": [{"length": 1}]}}}}`:                                            "id mappings are given for the node's",
-		userns + `{"mode": "POD", "uids": [{"container_id": 1, "length": 1}], "gids": [{"length": 1}]}}}}`: "must map user 0",
+		`"windows": {"security_context": {"host_process": true}}`:                                                  "windows: this node runs Linux",
+		`"port_mappings": [{"protocol": 7}]`:                                                                       "port_mappings.protocol: 7",
+		`"linux": {"security_context": {"run_as_group": {"value": 5}}}`:                                            "run_as_group: there is no run_as_user",
+		`"linux": {"security_context": {"supplemental_groups_policy": 9}}`:                                         "supplemental_groups_policy: 9",
+		`"linux": {"security_context": {"namespace_options": {"network": "CONTAINER"}}}`:                           "namespace_options.network: mode CONTAINER",
+		`"linux": {"security_context": {"namespace_options": {"ipc": "CONTAINER"}}}`:                               "namespace_options.ipc: mode CONTAINER",
+		`"linux": {"security_context": {"namespace_options": {"pid": 9}}}`:                                         "namespace_options.pid: mode 9",
+		`"linux": {"security_context": {"namespace_options": {"pid": "TARGET", "target_id": "c"}}}`:                "a pod cannot share",
+		`"linux": {"security_context": {"namespace_options": {"target_id": "c"}}}`:                                 "namespace_options.target_id",
+		userns + `{"mode": "CONTAINER"}}}}`:                                                                        "user namespace mode CONTAINER",
+		userns + `{"mode": "POD"}}}}`:                                                                              "needs one mapping",
+		userns + `{"mode": "NODE", "uids": [{"length": 1}]}}}}`:                                                    "id mappings are given for the node's",
+		userns + `{"mode": "POD", "uids": [{"length": 0}], "gids": [{"length": 1}]}}}}`:                            "userns_options.uids: length 0 of the mapping of 0",
+		userns + `{"mode": "POD", "uids": [{"length": 1}], "gids": [{"host_id": 4294901761, "length": 65536}]}}}}`: "userns_options.gids: 65536 ids from 0 on, mapped to 4294901761, end beyond",
+		userns + `{"mode": "POD", "uids": [{"container_id": 1, "length": 1}], "gids": [{"length": 1}]}}}}`:         "must map user 0",
 	} {
 		var c runtimeapi.PodSandboxConfig
 		decodeConfig(t, `{"metadata": {"name": "p"}, `+config+`}`, &c)
@@ -51,6 +53,8 @@ func TestRefusedByName(t *testing.T) {
 		`"mounts": [{"container_path": "/x", "host_path": "/y", "image": {"user_specified_image": "i"}}]`: "mounts.image of /x: it names no image",
 		`"mounts": [{"container_path": "/x", "image": {"image": "i"}}]`:                                   "mounts.readonly of /x: an image",
 		`"mounts": [{"container_path": "/x", "readonly": true, "image": {"image": "i"}, "propagation": "PROPAGATION_BIDIRECTIONAL"}]`: "mounts.propagation of /x: an image",
+		`"mounts": [{"container_path": "/x", "host_path": "/y", "uidMappings": [{"length": 1}, {"container_id": 1}]}]`:                "mounts.uidMappings of /x: length 0 of the mapping of 1",
+		`"mounts": [{"container_path": "/x", "host_path": "/y", "gidMappings": [{"container_id": 4294967295, "length": 1}]}]`:         "mounts.gidMappings of /x: 1 ids from 4294967295",
 		`"linux": {"security_context": {"run_as_user": {"value": 5}, "run_as_username": "me"}}`:                                       `run_as_username: "me" is given beside run_as_user 5`,
 		`"linux": {"security_context": {"run_as_group": {"value": 5}}}`:                                                               "run_as_group: there is neither",
 		`"linux": {"security_context": {"supplemental_groups_policy": 9}}`:                                                            "supplemental_groups_policy: 9",

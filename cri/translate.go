@@ -42,6 +42,7 @@ func namespaces(o *runtimeapi.NamespaceOption) (engine.Namespaces, error) {
 	user := o.GetUsernsOptions()
 	switch {
 	case user == nil || user.Mode == runtimeapi.NamespaceMode_NODE:
+		ns.HostUsers = user != nil
 		if len(user.GetUids())+len(user.GetGids()) > 0 {
 			return ns, fmt.Errorf("%w: id mappings are given for the node's user namespace", engine.ErrInvalid)
 		}

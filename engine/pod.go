@@ -98,8 +98,10 @@ func (e *Engine) claimPod(cfg PodConfig) (*pod, bool, error) {
 	if err != nil {
 		return nil, false, err
 	}
-	if err := e.giveUserNamespace(&h, &cfg); err != nil {
-		return nil, false, err
+	if !cfg.Namespaces.HostUsers {
+		if err := e.giveUserNamespace(&h, &cfg); err != nil {
+			return nil, false, err
+		}
 	}
 	id := newID()
 	p := &pod{id: id, op: newSemaphore(), settled: make(chan struct{}),

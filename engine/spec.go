@@ -107,6 +107,10 @@ func checkAgainstPod(cfg *ContainerConfig, pod *PodConfig) error {
 		return fmt.Errorf("%w: the node's network namespace in a pod with one of its own", ErrInvalid)
 	case ns.IPC == ModeHost && pod.Namespaces.IPC != ModeHost:
 		return fmt.Errorf("%w: the node's IPC namespace in a pod with one of its own", ErrInvalid)
+	case ns.PID == ModeHost && pod.Namespaces.PID != ModeHost:
+		return fmt.Errorf("%w: the node's pid namespace in a pod without it", ErrInvalid)
+	case ns.HostUsers && pod.Namespaces.User != nil:
+		return fmt.Errorf("%w: the node's user namespace in a pod with one of its own", ErrInvalid)
 	case ns.User != nil && !reflect.DeepEqual(ns.User, pod.Namespaces.User):
 		return fmt.Errorf("%w: another user namespace than the pod's", ErrInvalid)
 	case cfg.WorkingDir != "" && !filepath.IsAbs(cfg.WorkingDir):

@@ -22,6 +22,8 @@ type Namespaces struct {
 	IPC     Mode     `json:"ipc"`
 	Target  string   `json:"target,omitempty"` // a container's id, with ModeTarget
 	User    *UserMap `json:"user,omitempty"`   // nil: the host's user namespace
+
+	HostUsers bool `json:"hostUsers,omitempty"` // the host's user namespace is asked for, and not only had
 }
 
 // UserMap maps the ids of a user namespace.
