@@ -265,7 +265,12 @@ func ps([]string) error {
 	}
 	for _, dir := range dirs {
 		data, err := os.ReadFile(dir + "/cmdline")
-		if err == nil {
+		stat, statErr := os.ReadFile(dir + "/stat")
+		switch {
+		case err != nil || statErr != nil: // it has ended
+		case strings.Contains(string(stat), ") Z "):
+			fmt.Println(filepath.Base(dir), "is a zombie")
+		default:
 			fmt.Println(filepath.Base(dir), strings.ReplaceAll(strings.TrimRight(string(data), "\x00"), "\x00", " "))
 		}
 	}
