@@ -2,6 +2,7 @@ package cri
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/longshore/longshore/engine"
@@ -18,13 +19,21 @@ func (s *Server) CheckpointContainer(ctx context.Context, req *runtimeapi.Checkp
 	return &runtimeapi.CheckpointContainerResponse{}, s.engine.CheckpointContainer(ctx, req.ContainerId, req.Location, timeout)
 }
 
-// checkpointStatus tells a person what makes checkpoints, or why nothing does.
+// checkpointStatus tells a person what makes checkpoints, or why nothing does,
+// and what is restored.
 func (s *Server) checkpointStatus(ctx context.Context) string {
 	program, err := s.engine.CheckpointStatus(ctx)
 	if err != nil {
 		return "not available: " + err.Error()
 	}
-	return "available: " + program
+	restore, images := "available", "off"
+	if err := s.engine.RestoreStatus(); err != nil {
+		restore = "not available: " + err.Error()
+	}
+	if s.engine.RestoresImages() {
+		images = "on"
+	}
+	return fmt.Sprintf("available: %s; restore: %s; restore_images: %s", program, restore, images)
 }
 
 // CheckpointPod saves containers of a pod as of one moment.

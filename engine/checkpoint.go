@@ -17,10 +17,10 @@ import (
 const checkpointLimit = 10 * time.Minute
 
 // Capture is in a container's record from before it is frozen for a checkpoint
-// until it is thawed: a daemon that finds one thaws the container and removes
-// what was being written.
+// until that is complete, or gone: a daemon that finds one thaws the container
+// and removes what was being written.
 type Capture struct {
-	Dirs    []string `json:"dirs"`              // that criu works in, one after the other
+	Dirs    []string `json:"dirs"`              // that criu works in, one after the other; none once it is thawed
 	Discard []string `json:"discard,omitempty"` // absolute paths
 }
 
@@ -32,6 +32,17 @@ func (e *Engine) CheckpointStatus(ctx context.Context) (string, error) {
 	}
 	return e.criu.Version(), nil
 }
+
+// RestoreStatus says why this node restores nothing, if it does not.
+func (e *Engine) RestoreStatus() error {
+	if !e.UsesCgroupV2() {
+		return fmt.Errorf("%w: a checkpoint is restored on nodes with cgroup v2 alone", ErrState)
+	}
+	return nil
+}
+
+// RestoresImages says whether a checkpoint may take the place of an image.
+func (e *Engine) RestoresImages() bool { return e.cfg.RestoreImages }
 
 // CheckpointContainer saves a running container to an archive at location, an
 // absolute path, in the form that CRI-O and Podman read. The container stands
@@ -87,8 +98,8 @@ func (e *Engine) checkpointContainer(ctx context.Context, c *container, location
 	work := filepath.Join(e.cfg.checkpointDir(), c.id)
 	partial := filepath.Join(filepath.Dir(location), ".tmp-"+filepath.Base(location)+"-"+c.id[:12])
 	discard := []string{work, partial}
-	taken.Add(func() { e.discardPaths(c, discard) })
 	targets := []capture{{c: c, dir: work}}
+	taken.Add(func() { e.discardCapture(targets, discard) })
 	if err := e.capture(ctx, targets, discard); err != nil {
 		return err
 	}
@@ -139,7 +150,8 @@ func (e *Engine) capture(ctx context.Context, targets []capture, discard []strin
 	return context.Cause(ctx)
 }
 
-// thaw lets captured containers go on, and takes it from their records.
+// thaw lets captured containers go on. What is written of them stays in their
+// records, until [Engine.forgetCapture].
 func (e *Engine) thaw(targets []capture) error {
 	var errs []error
 	for _, t := range targets {
@@ -151,9 +163,29 @@ func (e *Engine) thaw(targets []capture) error {
 			errs = append(errs, err)
 			continue // the next daemon tries again
 		}
-		errs = append(errs, e.updateContainer(t.c, func(r *Container) { r.Capture = nil }))
+		errs = append(errs, e.updateContainer(t.c, func(r *Container) { r.Capture = &Capture{Discard: r.Capture.Discard} }))
 	}
 	return errors.Join(errs...)
+}
+
+// forgetCapture takes a checkpoint that is complete, or gone, from the records of
+// containers that go on.
+func (e *Engine) forgetCapture(targets []capture) error {
+	var errs []error
+	for _, t := range targets {
+		if now := t.c.snapshot().Capture; now != nil && len(now.Dirs) == 0 {
+			errs = append(errs, e.updateContainer(t.c, func(r *Container) { r.Capture = nil }))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// discardCapture removes what is written of a checkpoint.
+func (e *Engine) discardCapture(targets []capture, paths []string) {
+	e.discardPaths(targets[0].c, paths)
+	if err := e.forgetCapture(targets); err != nil {
+		e.log.Warn("record of a checkpoint that is gone stays", "container", targets[0].c.id, "err", err)
+	}
 }
 
 // thawRecorded is thaw for a container whose daemon has died. A criu that is
@@ -169,8 +201,9 @@ func (e *Engine) thawRecorded(c *container) {
 			e.log.Warn("criu of an earlier daemon does not give up", "container", c.id, "err", err)
 		}
 	}
-	_ = e.thaw([]capture{{c: c}}) // it has logged
-	e.discardPaths(c, rec.Capture.Discard)
+	targets := []capture{{c: c}}
+	_ = e.thaw(targets) // it has logged
+	e.discardCapture(targets, rec.Capture.Discard)
 }
 
 // sweepCheckpoints removes what was being written when an earlier daemon died,

@@ -97,7 +97,6 @@ func (e *Engine) checkpointPod(ctx context.Context, p *pod, output string, ids [
 	discard := []string{filepath.Join(output, podContainersDir), filepath.Join(output, podCheckpoint)}
 	var taken undo.Stack
 	defer taken.Run()
-	taken.Add(func() { e.discardPaths(members[0], discard) })
 	dump := podDump{Version: podDumpVersion, Taken: time.Now(), Pod: p.snapshot().Config}
 	var targets []capture
 	for i, c := range members {
@@ -105,6 +104,7 @@ func (e *Engine) checkpointPod(ctx context.Context, p *pod, output string, ids [
 		dump.Containers = append(dump.Containers, m)
 		targets = append(targets, capture{c: c, dir: filepath.Join(output, podContainersDir, m.Dir)})
 	}
+	taken.Add(func() { e.discardCapture(targets, discard) })
 	if err := e.capture(ctx, targets, discard); err != nil {
 		return err
 	}
@@ -115,6 +115,10 @@ func (e *Engine) checkpointPod(ctx context.Context, p *pod, output string, ids [
 		return err
 	}
 	if err := context.Cause(ctx); err != nil {
+		return err
+	}
+	// Before the answer: the next daemon would remove what a record names.
+	if err := e.forgetCapture(targets); err != nil {
 		return err
 	}
 	taken.Keep()

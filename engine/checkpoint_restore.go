@@ -77,8 +77,8 @@ func (e *Engine) mayRestore(ctx context.Context, pod *PodConfig, cfg *ContainerC
 	if _, err := e.criu.Usable(ctx); err != nil {
 		return err
 	}
-	if !e.UsesCgroupV2() {
-		return fmt.Errorf("%w: a checkpoint is restored on nodes with cgroup v2 alone", ErrState)
+	if err := e.RestoreStatus(); err != nil {
+		return err
 	}
 	if spec.Hooks != nil {
 		return fmt.Errorf("%w: container %s has hooks, which a restore does not run", ErrState, cfg.Name)

@@ -211,6 +211,7 @@ func TestMatchNamesTheDifference(t *testing.T) {
 		"args":        {func(c *ContainerConfig) { c.Args = nil }, "another args"},
 		"environment": {func(c *ContainerConfig) { c.Env = nil }, "another environment"},
 		"user":        {func(c *ContainerConfig) { u := int64(1); c.Security.RunAsUser = &u }, "another user"},
+		"policy":      {func(c *ContainerConfig) { c.Security.StrictGroups = true }, "another supplemental groups policy"},
 		"name":        {func(c *ContainerConfig) { c.Name = "b" }, `no container "b"`},
 	} {
 		dump := podDump{Containers: []dumpedMember{{Dir: "0", Config: saved}}}

@@ -153,6 +153,7 @@ func sameProcess(saved, wanted *ContainerConfig) error {
 		{"stdin", saved.Stdin, wanted.Stdin}, {"terminal", saved.TTY, wanted.TTY},
 		{"user", saved.Security.RunAsUser, wanted.Security.RunAsUser}, {"group", saved.Security.RunAsGroup, wanted.Security.RunAsGroup},
 		{"user name", saved.Security.RunAsUsername, wanted.Security.RunAsUsername}, {"groups", saved.Security.Groups, wanted.Security.Groups},
+		{"supplemental groups policy", saved.Security.StrictGroups, wanted.Security.StrictGroups},
 	} {
 		if !reflect.DeepEqual(normal(f.a), normal(f.b)) {
 			return fmt.Errorf("%w: container %s has another %s than its checkpoint", ErrInvalid, wanted.Name, f.name)

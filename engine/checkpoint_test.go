@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -12,6 +13,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/longshore/longshore/internal/cgroup"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
@@ -167,6 +169,37 @@ func TestDiffEndsWithItsContext(t *testing.T) {
 	err := writeDiff(ctx, t.TempDir(), nil, filepath.Join(dir, "diff.tar"), filepath.Join(dir, "deleted"))
 	if !errors.Is(err, context.Canceled) {
 		t.Error(err)
+	}
+}
+
+// TestCaptureIsRememberedUntilTheCheckpointIs: a daemon that dies after the
+// containers go on leaves files that the next one has to know of.
+func TestCaptureIsRememberedUntilTheCheckpointIs(t *testing.T) {
+	e := &Engine{cfg: Config{RunDir: t.TempDir()}, cgroups: &cgroup.Host{}, log: slog.New(slog.DiscardHandler)}
+	written := filepath.Join(t.TempDir(), "containers")
+	frozen := newContainer(Container{ID: "frozen", CgroupPath: "/frozen", State: ContainerRunning, Capture: &Capture{Dirs: []string{written}, Discard: []string{written}}})
+	targets := []capture{{c: frozen, dir: written}}
+	for _, dir := range []string{written, e.cfg.containerDir("frozen")} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := e.forgetCapture(targets); err != nil || frozen.snapshot().Capture == nil {
+		t.Fatalf("one that stands still is forgotten: %v", err)
+	}
+	if err := e.thaw(targets); err != nil {
+		t.Fatal(err)
+	}
+	rec, err := readContainer(e.cfg.containerDir("frozen"))
+	if err != nil || rec.Capture == nil || len(rec.Capture.Dirs) > 0 || !slices.Equal(rec.Capture.Discard, []string{written}) {
+		t.Fatalf("once it goes on the record has %+v, %v", rec.Capture, err)
+	}
+	e.thawRecorded(newContainer(rec)) // by the next daemon
+	if _, err := os.Stat(written); err == nil {
+		t.Error("what was being written is left")
+	}
+	if rec, err = readContainer(e.cfg.containerDir("frozen")); err != nil || rec.Capture != nil {
+		t.Errorf("in the end the record has %+v, %v", rec.Capture, err)
 	}
 }
 
