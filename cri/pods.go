@@ -36,11 +36,14 @@ func (s *Server) RemovePodSandbox(ctx context.Context, req *runtimeapi.RemovePod
 
 // PodSandboxStatus describes a pod.
 func (s *Server) PodSandboxStatus(_ context.Context, req *runtimeapi.PodSandboxStatusRequest) (*runtimeapi.PodSandboxStatusResponse, error) {
+	// Before the look: a client takes an event that is older for one that the
+	// answer tells of already.
+	asked := time.Now()
 	pod, err := s.engine.Pod(req.PodSandboxId)
 	if err != nil {
 		return nil, err
 	}
-	resp := &runtimeapi.PodSandboxStatusResponse{Status: podStatus(&pod), Timestamp: time.Now().UnixNano()}
+	resp := &runtimeapi.PodSandboxStatusResponse{Status: podStatus(&pod), Timestamp: asked.UnixNano()}
 	for _, c := range s.engine.ContainersOf(pod.ID) {
 		resp.ContainersStatuses = append(resp.ContainersStatuses, s.containerStatus(&c))
 	}
