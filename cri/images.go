@@ -133,3 +133,11 @@ func filesystemUsage(u engine.DiskUsage) *runtimeapi.FilesystemUsage {
 }
 
 func count(n uint64) *runtimeapi.UInt64Value { return &runtimeapi.UInt64Value{Value: n} }
+
+// countIf leaves out what is not known.
+func countIf(n *uint64) *runtimeapi.UInt64Value {
+	if n == nil {
+		return nil
+	}
+	return count(*n)
+}

@@ -61,7 +61,7 @@ func (s *Server) containerStats(c *engine.Container) (*runtimeapi.ContainerStats
 	stats := &runtimeapi.ContainerStats{
 		Attributes: &runtimeapi.ContainerAttributes{Id: c.ID, Metadata: containerMetadata(c), Labels: c.Config.Labels, Annotations: c.Config.Annotations},
 		Cpu:        cpuUsage(&u), Memory: memoryUsage(&u),
-		Swap: &runtimeapi.SwapUsage{Timestamp: at, SwapUsageBytes: count(u.Memory.Swap), SwapAvailableBytes: count(swapAvailable(&u))},
+		Swap: &runtimeapi.SwapUsage{Timestamp: at, SwapUsageBytes: count(u.Memory.Swap), SwapAvailableBytes: countLimited(swapAvailable(&u))},
 		Io:   &runtimeapi.IoUsage{Timestamp: at, Psi: psi(u.IOPressure)},
 	}
 	if u.Layer != nil {
@@ -71,24 +71,29 @@ func (s *Server) containerStats(c *engine.Container) (*runtimeapi.ContainerStats
 }
 
 func swapAvailable(u *engine.Usage) uint64 {
-	if u.Memory.SwapLimit == cgroup.Unlimited || u.Memory.SwapLimit < u.Memory.Swap {
-		return 0
+	if u.Memory.SwapLimit == cgroup.Unlimited {
+		return cgroup.Unlimited
 	}
-	return u.Memory.SwapLimit - u.Memory.Swap
+	return u.Memory.SwapLimit - min(u.Memory.Swap, u.Memory.SwapLimit)
+}
+
+// countLimited leaves out what remains of a limit that is not set: 0 would say
+// that nothing does.
+func countLimited(n uint64) *runtimeapi.UInt64Value {
+	if n == cgroup.Unlimited {
+		return nil
+	}
+	return count(n)
 }
 
 func cpuUsage(u *engine.Usage) *runtimeapi.CpuUsage {
 	return &runtimeapi.CpuUsage{Timestamp: u.Time.UnixNano(), UsageCoreNanoSeconds: count(uint64(u.CPU.Usage)),
-		UsageNanoCores: count(u.NanoCores), Psi: psi(u.CPU.Pressure)}
+		UsageNanoCores: countIf(u.NanoCores), Psi: psi(u.CPU.Pressure)}
 }
 
 func memoryUsage(u *engine.Usage) *runtimeapi.MemoryUsage {
 	m := &u.Memory
-	available := m.Available
-	if available == cgroup.Unlimited {
-		available = 0
-	}
-	return &runtimeapi.MemoryUsage{Timestamp: u.Time.UnixNano(), WorkingSetBytes: count(m.WorkingSet), AvailableBytes: count(available),
+	return &runtimeapi.MemoryUsage{Timestamp: u.Time.UnixNano(), WorkingSetBytes: count(m.WorkingSet), AvailableBytes: countLimited(m.Available),
 		UsageBytes: count(m.Usage), RssBytes: count(m.RSS), PageFaults: count(m.PageFaults), MajorPageFaults: count(m.MajorPageFaults), Psi: psi(m.Pressure)}
 }
 

@@ -28,6 +28,7 @@ type container struct {
 	released  chan struct{} // closed once its shim holds nothing of it
 	announced atomic.Bool   // plugins know of it
 	shared    *podShim      // whose connection shim is; nil: its own. Set before shim is
+	cpu       rate
 
 	mu       sync.Mutex // guards all below
 	rec      Container

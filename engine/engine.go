@@ -30,7 +30,6 @@ type Engine struct {
 	workers  workers
 	cgroups  *cgroup.Host
 	events   bus
-	rates    rates
 	host     hostFacts
 	plugins  *nri.Host // nil without
 	criu     *criu.Program

@@ -127,22 +127,24 @@ func TestMergeResourcesKeepsWhatIsNotSet(t *testing.T) {
 	}
 }
 
-func TestRates(t *testing.T) {
-	var r rates
+func TestRate(t *testing.T) {
+	var r rate
 	start := time.Now()
-	if _, ok := r.next("c", start, time.Second); ok {
+	if got := r.next(start, time.Second); got != nil {
 		t.Error("one reading made a rate")
 	}
-	got, ok := r.next("c", start.Add(2*time.Second), 2*time.Second)
-	if !ok || got != 500_000_000 {
-		t.Errorf("rate = %d, %v; want half a core", got, ok)
+	if got := r.next(start.Add(time.Millisecond), 2*time.Second); got != nil {
+		t.Error("a millisecond made a rate")
 	}
-	if again, ok := r.next("c", start.Add(2*time.Second+time.Millisecond), 5*time.Second); !ok || again != got {
-		t.Errorf("a millisecond later: %d, %v; want the same", again, ok)
+	got := r.next(start.Add(2*time.Second), 2*time.Second)
+	if got == nil || *got != 500_000_000 {
+		t.Errorf("rate = %v; want half a core", got)
 	}
-	r.forget("c")
-	if _, ok := r.next("c", start, time.Second); ok {
-		t.Error("a forgotten container has a rate")
+	if again := r.next(start.Add(2*time.Second+time.Millisecond), 5*time.Second); again != got {
+		t.Errorf("a millisecond later: %v; want the same", again)
+	}
+	if got := r.next(start.Add(4*time.Second), time.Second); got != nil {
+		t.Error("a count that began anew made a rate")
 	}
 }
 

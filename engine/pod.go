@@ -26,6 +26,7 @@ type pod struct {
 	settled chan struct{} // closed once the pod is made, or cannot be
 	failed  error         // why it could not be made; valid after settled
 	shim    podShim
+	cpu     rate
 
 	mu  sync.Mutex // guards rec
 	rec Pod

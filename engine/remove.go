@@ -77,5 +77,4 @@ func (e *Engine) forgetContainer(c *container) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.dropContainer(c)
-	e.rates.forget(c.id)
 }

@@ -20,8 +20,7 @@ import (
 // for and never in between.
 type Usage struct {
 	cgroup.Stats
-	NanoCores uint64 // CPU rate since the reading before, in billionths of a core; 0 if there was none
-	HasRate   bool
+	NanoCores *uint64    // CPU rate since the reading before, in billionths of a core; nil: there was none
 	Layer     *DiskUsage // of a container's writable layer
 	Network   []InterfaceUsage
 	Details   *Details
@@ -52,48 +51,32 @@ type InterfaceUsage struct {
 	TxBytes, TxPackets, TxErrors, TxDropped uint64
 }
 
-// rates remembers the last reading of each object's CPU time.
-type rates struct {
-	mu   sync.Mutex // guards last
-	last map[string]reading
-}
-
-type reading struct {
-	at        time.Time
+// rate remembers the last reading of an object's CPU time.
+type rate struct {
+	mu        sync.Mutex // guards all below
+	at        time.Time  // zero: there was none
 	cpu       time.Duration
-	nanoCores uint64
-	hasRate   bool
+	nanoCores *uint64
 }
 
 // minRateWindow is the shortest time that makes a rate: clients that ask more
 // often get the last one again.
 const minRateWindow = 100 * time.Millisecond
 
-// next gives the rate since the reading before.
-func (r *rates) next(id string, at time.Time, cpu time.Duration) (nanoCores uint64, ok bool) {
+// next gives the rate since the reading before, nil if that makes none.
+func (r *rate) next(at time.Time, cpu time.Duration) *uint64 {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.last == nil {
-		r.last = map[string]reading{}
+	first, elapsed := r.at.IsZero(), at.Sub(r.at)
+	if !first && elapsed < minRateWindow {
+		return r.nanoCores
 	}
-	before, known := r.last[id]
-	elapsed := at.Sub(before.at)
-	if known && elapsed < minRateWindow {
-		return before.nanoCores, before.hasRate
+	var nanoCores *uint64
+	if !first && cpu >= r.cpu {
+		nanoCores = new(uint64(float64(cpu-r.cpu) / elapsed.Seconds()))
 	}
-	now := reading{at: at, cpu: cpu}
-	if known && cpu >= before.cpu {
-		now.nanoCores = uint64(float64(cpu-before.cpu) / elapsed.Seconds())
-		now.hasRate = true
-	}
-	r.last[id] = now
-	return now.nanoCores, now.hasRate
-}
-
-func (r *rates) forget(id string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	delete(r.last, id)
+	r.at, r.cpu, r.nanoCores = at, cpu, nanoCores
+	return nanoCores
 }
 
 // The parts of a cgroup's statistics that kubelet asks for every few seconds.
@@ -139,7 +122,7 @@ func (e *Engine) containerUsage(id string, parts cgroup.Parts) (Usage, error) {
 		return Usage{}, err
 	}
 	rec := c.snapshot()
-	u, err := e.groupUsage(c.id, rec.CgroupPath, parts)
+	u, err := e.groupUsage(&c.cpu, rec.CgroupPath, parts)
 	if err != nil {
 		return Usage{}, err
 	}
@@ -153,7 +136,7 @@ func (e *Engine) containerUsage(id string, parts cgroup.Parts) (Usage, error) {
 }
 
 // groupUsage reads a cgroup; one that has gone uses nothing.
-func (e *Engine) groupUsage(id, path string, parts cgroup.Parts) (Usage, error) {
+func (e *Engine) groupUsage(cpu *rate, path string, parts cgroup.Parts) (Usage, error) {
 	stats, err := e.cgroups.Load(path).StatsOf(parts)
 	if errors.Is(err, fs.ErrNotExist) {
 		return Usage{Stats: cgroup.Stats{Time: time.Now()}}, nil
@@ -161,9 +144,7 @@ func (e *Engine) groupUsage(id, path string, parts cgroup.Parts) (Usage, error) 
 	if err != nil {
 		return Usage{}, err
 	}
-	u := Usage{Stats: stats}
-	u.NanoCores, u.HasRate = e.rates.next(id, stats.Time, stats.CPU.Usage)
-	return u, nil
+	return Usage{Stats: stats, NanoCores: cpu.next(stats.Time, stats.CPU.Usage)}, nil
 }
 
 // PodUsage reads what a pod uses: the cgroup that holds its containers and
@@ -174,7 +155,7 @@ func (e *Engine) PodUsage(id string) (Usage, error) {
 		return Usage{}, err
 	}
 	rec := p.snapshot()
-	u, err := e.groupUsage(p.id, e.usageCgroup(rec), podSummary)
+	u, err := e.groupUsage(&p.cpu, e.usageCgroup(rec), podSummary)
 	if err != nil {
 		return Usage{}, err
 	}

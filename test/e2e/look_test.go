@@ -72,8 +72,15 @@ func statusOf(s *session, ctx context.Context, args []string, out io.Writer) err
 	return printJSON(out, resp)
 }
 
-// stats NAME prints what a container uses.
+// stats NAME prints what a container or pod uses.
 func stats(s *session, ctx context.Context, args []string, out io.Writer) error {
+	if _, isPod := s.pods[args[0]]; isPod {
+		resp, err := s.node.Runtime.PodSandboxStats(ctx, &runtimeapi.PodSandboxStatsRequest{PodSandboxId: s.ids[args[0]]})
+		if err != nil {
+			return err
+		}
+		return printJSON(out, resp)
+	}
 	resp, err := s.node.Runtime.ContainerStats(ctx, &runtimeapi.ContainerStatsRequest{ContainerId: s.ids[args[0]]})
 	if err != nil {
 		return err
