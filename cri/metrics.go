@@ -270,14 +270,14 @@ func (s *Server) ListMetricDescriptors(context.Context, *runtimeapi.ListMetricDe
 }
 
 // ListPodSandboxMetrics reads the metrics of every ready pod.
-func (s *Server) ListPodSandboxMetrics(context.Context, *runtimeapi.ListPodSandboxMetricsRequest) (*runtimeapi.ListPodSandboxMetricsResponse, error) {
+func (s *Server) ListPodSandboxMetrics(ctx context.Context, _ *runtimeapi.ListPodSandboxMetricsRequest) (*runtimeapi.ListPodSandboxMetricsResponse, error) {
 	var pods []engine.Pod
 	for _, p := range s.engine.Pods() {
 		if p.State == engine.PodReady {
 			pods = append(pods, p)
 		}
 	}
-	list, err := gather(pods, s.metricsOf)
+	list, err := gather(pods, func(p *engine.Pod) (*runtimeapi.PodSandboxMetrics, error) { return s.metricsOf(ctx, p) })
 	return &runtimeapi.ListPodSandboxMetricsResponse{PodMetrics: list}, err
 }
 
@@ -292,8 +292,8 @@ func (s *Server) StreamPodSandboxMetrics(_ *runtimeapi.StreamPodSandboxMetricsRe
 	})
 }
 
-func (s *Server) metricsOf(p *engine.Pod) (*runtimeapi.PodSandboxMetrics, error) {
-	usage, err := s.engine.PodNetworkUsage(p.ID)
+func (s *Server) metricsOf(ctx context.Context, p *engine.Pod) (*runtimeapi.PodSandboxMetrics, error) {
+	usage, err := s.engine.PodNetworkUsage(ctx, p.ID)
 	if err != nil {
 		return nil, err
 	}

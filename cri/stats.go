@@ -108,17 +108,17 @@ func psi(p *cgroup.Pressure) *runtimeapi.PsiStats {
 }
 
 // PodSandboxStats says what a pod uses.
-func (s *Server) PodSandboxStats(_ context.Context, req *runtimeapi.PodSandboxStatsRequest) (*runtimeapi.PodSandboxStatsResponse, error) {
+func (s *Server) PodSandboxStats(ctx context.Context, req *runtimeapi.PodSandboxStatsRequest) (*runtimeapi.PodSandboxStatsResponse, error) {
 	p, err := s.engine.Pod(req.PodSandboxId)
 	if err != nil {
 		return nil, err
 	}
-	stats, err := s.podStats(&p)
+	stats, err := s.podStats(ctx, &p)
 	return &runtimeapi.PodSandboxStatsResponse{Stats: stats}, err
 }
 
 // ListPodSandboxStats says what the ready pods use.
-func (s *Server) ListPodSandboxStats(_ context.Context, req *runtimeapi.ListPodSandboxStatsRequest) (*runtimeapi.ListPodSandboxStatsResponse, error) {
+func (s *Server) ListPodSandboxStats(ctx context.Context, req *runtimeapi.ListPodSandboxStatsRequest) (*runtimeapi.ListPodSandboxStatsResponse, error) {
 	f := req.GetFilter()
 	var pods []engine.Pod
 	for _, p := range s.engine.Pods() {
@@ -126,7 +126,7 @@ func (s *Server) ListPodSandboxStats(_ context.Context, req *runtimeapi.ListPodS
 			pods = append(pods, p)
 		}
 	}
-	list, err := gather(pods, s.podStats)
+	list, err := gather(pods, func(p *engine.Pod) (*runtimeapi.PodSandboxStats, error) { return s.podStats(ctx, p) })
 	return &runtimeapi.ListPodSandboxStatsResponse{Stats: list}, err
 }
 
@@ -146,8 +146,8 @@ func (s *Server) runningIn(podID string) []engine.Container {
 	return slices.DeleteFunc(s.engine.ContainersOf(podID), func(c engine.Container) bool { return c.State != engine.ContainerRunning })
 }
 
-func (s *Server) podStats(p *engine.Pod) (*runtimeapi.PodSandboxStats, error) {
-	u, err := s.engine.PodUsage(p.ID)
+func (s *Server) podStats(ctx context.Context, p *engine.Pod) (*runtimeapi.PodSandboxStats, error) {
+	u, err := s.engine.PodUsage(ctx, p.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -156,18 +156,30 @@ func (s *Server) podStats(p *engine.Pod) (*runtimeapi.PodSandboxStats, error) {
 		return nil, err
 	}
 	at := u.Time.UnixNano()
-	linux := &runtimeapi.LinuxPodSandboxStats{Cpu: cpuUsage(&u), Memory: memoryUsage(&u), Containers: containers,
-		Process: &runtimeapi.ProcessUsage{Timestamp: at, ProcessCount: count(u.Pids.Current)},
+	linux := &runtimeapi.LinuxPodSandboxStats{Cpu: cpuUsage(&u), Memory: memoryUsage(&u), Containers: containers, Network: networkUsage(&u),
+		Process: &runtimeapi.ProcessUsage{Timestamp: at, ProcessCount: count(u.Processes)},
 		Io:      &runtimeapi.IoUsage{Timestamp: at, Psi: psi(u.IOPressure)},
-		Network: &runtimeapi.NetworkUsage{Timestamp: at},
-	}
-	for _, i := range u.Network {
-		usage := &runtimeapi.NetworkInterfaceUsage{Name: i.Name, RxBytes: count(i.RxBytes), RxErrors: count(i.RxErrors), TxBytes: count(i.TxBytes), TxErrors: count(i.TxErrors)}
-		linux.Network.Interfaces = append(linux.Network.Interfaces, usage)
-		if linux.Network.DefaultInterface == nil {
-			linux.Network.DefaultInterface = usage
-		}
 	}
 	return &runtimeapi.PodSandboxStats{Linux: linux, Attributes: &runtimeapi.PodSandboxAttributes{Id: p.ID, Metadata: podMetadata(p),
 		Labels: p.Config.Labels, Annotations: p.Config.Annotations}}, nil
+}
+
+// networkUsage is nil for a pod without an interface of its own, and there is a
+// default one in any other, whatever a container has made of their names:
+// kubelet reads it without a look.
+func networkUsage(u *engine.Usage) *runtimeapi.NetworkUsage {
+	if len(u.Network) == 0 {
+		return nil
+	}
+	byDefault := max(0, slices.IndexFunc(u.Network, func(i engine.InterfaceUsage) bool { return i.Name == engine.DefaultInterface }))
+	network := &runtimeapi.NetworkUsage{Timestamp: u.Time.UnixNano()}
+	for n, i := range u.Network {
+		usage := &runtimeapi.NetworkInterfaceUsage{Name: i.Name, RxBytes: count(i.RxBytes), RxErrors: count(i.RxErrors), TxBytes: count(i.TxBytes), TxErrors: count(i.TxErrors)}
+		if n == byDefault {
+			network.DefaultInterface = usage
+		} else {
+			network.Interfaces = append(network.Interfaces, usage)
+		}
+	}
+	return network
 }

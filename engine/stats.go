@@ -1,7 +1,7 @@
 package engine
 
 import (
-	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/longshore/longshore/internal/cgroup"
+	"github.com/longshore/longshore/shim/api"
+	"github.com/longshore/longshore/shim/client"
 	"golang.org/x/sys/unix"
 )
 
@@ -21,6 +23,7 @@ import (
 type Usage struct {
 	cgroup.Stats
 	NanoCores *uint64    // CPU rate since the reading before, in billionths of a core; nil: there was none
+	Processes uint64     // of a pod
 	Layer     *DiskUsage // of a container's writable layer
 	Network   []InterfaceUsage
 	Details   *Details
@@ -79,16 +82,13 @@ func (r *rate) next(at time.Time, cpu time.Duration) *uint64 {
 	return nanoCores
 }
 
-// The parts of a cgroup's statistics that kubelet asks for every few seconds.
-const (
-	containerSummary = cgroup.PartCPU | cgroup.PartMemory | cgroup.PartPressure
-	podSummary       = containerSummary | cgroup.PartPids
-)
+// summary is what kubelet asks for of a cgroup every few seconds.
+const summary = cgroup.PartCPU | cgroup.PartMemory | cgroup.PartPressure
 
 // ContainerUsage reads what a container uses. One that has exited uses its
 // writable layer alone.
 func (e *Engine) ContainerUsage(id string) (Usage, error) {
-	return e.containerUsage(id, containerSummary)
+	return e.containerUsage(id, summary)
 }
 
 // ContainerDetails reads all that there is to know.
@@ -149,69 +149,81 @@ func (e *Engine) groupUsage(cpu *rate, path string, parts cgroup.Parts) (Usage, 
 
 // PodUsage reads what a pod uses: the cgroup that holds its containers and
 // its network.
-func (e *Engine) PodUsage(id string) (Usage, error) {
+func (e *Engine) PodUsage(ctx context.Context, id string) (Usage, error) {
 	p, err := e.findPod(id)
 	if err != nil {
 		return Usage{}, err
 	}
 	rec := p.snapshot()
-	u, err := e.groupUsage(&p.cpu, e.usageCgroup(rec), podSummary)
+	path := e.usageCgroup(rec)
+	u, err := e.groupUsage(&p.cpu, path, summary)
 	if err != nil {
 		return Usage{}, err
 	}
-	u.Network, err = e.podNetwork(rec)
-	return u, err
+	pids, err := e.cgroups.Load(path).Procs()
+	if err != nil {
+		return Usage{}, err
+	}
+	u.Processes, u.Network = uint64(len(pids)), e.podNetwork(ctx, rec)
+	return u, nil
 }
 
 // PodNetworkUsage reads what a pod has sent and received.
-func (e *Engine) PodNetworkUsage(id string) (Usage, error) {
+func (e *Engine) PodNetworkUsage(ctx context.Context, id string) (Usage, error) {
 	p, err := e.findPod(id)
 	if err != nil {
 		return Usage{}, err
 	}
-	u := Usage{Stats: cgroup.Stats{Time: time.Now()}}
-	u.Network, err = e.podNetwork(p.snapshot())
-	return u, err
+	return Usage{Stats: cgroup.Stats{Time: time.Now()}, Network: e.podNetwork(ctx, p.snapshot())}, nil
 }
 
-// podNetwork reads a pod's interfaces through one of its processes, since the
-// daemon enters no namespace. A pod without a process has none to show, nor
-// has one in the host's network.
-func (e *Engine) podNetwork(p Pod) ([]InterfaceUsage, error) {
-	if p.Config.Namespaces.Network == ModeHost {
-		return nil, nil
+// DefaultInterface is the name of a pod's interface to its network.
+const DefaultInterface = api.PodInterface
+
+// podNetwork reads a ready pod's interfaces through one of its processes, since
+// the daemon enters no namespace, or has a shim enter the pod's if it has no
+// process. A pod in the host's network has none to show, nor has one that is
+// just being stopped.
+func (e *Engine) podNetwork(ctx context.Context, p Pod) []InterfaceUsage {
+	if p.Config.Namespaces.Network == ModeHost || p.State != PodReady {
+		return nil
 	}
-	pids := []int{p.InitPid}
+	for _, pid := range e.pidsOf(p) {
+		if text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/net/dev"); err == nil { // or else it has just ended
+			return parseInterfaces(text)
+		}
+	}
+	var text []byte
+	err := e.workers.with(func(s *client.Shim) (err error) {
+		text, err = s.NetDev(ctx, filepath.Join(e.cfg.podDir(p.ID), "net"))
+		return err
+	})
+	if err != nil {
+		e.log.Debug("interfaces of a pod could not be read", "pod", p.ID, "err", err)
+	}
+	return parseInterfaces(text)
+}
+
+// pidsOf gives the first processes that a pod has.
+func (e *Engine) pidsOf(p Pod) []int {
+	var pids []int
+	if p.InitPid > 0 {
+		pids = append(pids, p.InitPid)
+	}
 	for _, c := range e.containersOf(p.ID) {
 		rec := c.snapshot()
-		if rec.State == ContainerRunning || rec.State == ContainerCreated {
+		if rec.Pid > 0 && (rec.State == ContainerRunning || rec.State == ContainerCreated) {
 			pids = append(pids, rec.Pid)
 		}
 	}
-	for _, pid := range pids {
-		if pid == 0 {
-			continue
-		}
-		found, err := readInterfaces(filepath.Join("/proc", strconv.Itoa(pid), "net/dev"))
-		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ESRCH) {
-			continue // it has just ended
-		}
-		return found, err
-	}
-	return nil, nil
+	return pids
 }
 
-// readInterfaces reads a file of the form of /proc/net/dev, without loopback.
-func readInterfaces(path string) ([]InterfaceUsage, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
+// parseInterfaces reads the text of /proc/net/dev, without loopback.
+func parseInterfaces(text []byte) []InterfaceUsage {
 	var all []InterfaceUsage
-	scan := bufio.NewScanner(f)
-	for scan.Scan() {
-		name, rest, ok := strings.Cut(scan.Text(), ":")
+	for line := range strings.Lines(string(text)) {
+		name, rest, ok := strings.Cut(line, ":")
 		fields := strings.Fields(rest)
 		if name = strings.TrimSpace(name); !ok || name == "lo" || len(fields) < 12 {
 			continue
@@ -223,7 +235,7 @@ func readInterfaces(path string) ([]InterfaceUsage, error) {
 		all = append(all, InterfaceUsage{Name: name, RxBytes: count(0), RxPackets: count(1), RxErrors: count(2), RxDropped: count(3),
 			TxBytes: count(8), TxPackets: count(9), TxErrors: count(10), TxDropped: count(11)})
 	}
-	return all, scan.Err()
+	return all
 }
 
 // diskUsage counts what a directory holds; what vanishes meanwhile does not

@@ -26,9 +26,6 @@ import (
 // the daemon that asked for it has come to.
 const networkLimit = 4 * time.Minute
 
-// interfaceName is the pod's end of the network.
-const interfaceName = "eth0"
-
 // createSandbox makes a pod's namespaces and network, and writes the result
 // record before it answers. Asked again, it answers with the record.
 func (s *service) createSandbox(_ context.Context, decode func(any) error, _ *api.Files) (any, error) {
@@ -150,7 +147,7 @@ func idMappings(maps []api.IDMap) []specs.LinuxIDMapping {
 func attachment(sandbox *api.Sandbox) plugin.Attachment {
 	n := sandbox.Network
 	a := plugin.Attachment{
-		ContainerID: sandbox.ID, NetNS: filepath.Join(sandbox.Dir, "net"), IfName: interfaceName,
+		ContainerID: sandbox.ID, NetNS: filepath.Join(sandbox.Dir, "net"), IfName: api.PodInterface,
 		Conflist: n.Conflist, Args: n.Args, BinDirs: n.BinDirs, CacheDir: n.CacheDir, DataDir: n.DataDir, CgroupPath: n.CgroupPath,
 	}
 	if b := n.Bandwidth; b != nil {
@@ -188,7 +185,7 @@ func (s *service) removeSandbox(_ context.Context, decode func(any) error, _ *ap
 		go func() { // the shim does not end before it
 			defer finish()
 			defer ns.Close()
-			if err := plugin.DeleteInterface(ns, interfaceName); err != nil {
+			if err := plugin.DeleteInterface(ns, api.PodInterface); err != nil {
 				fmt.Fprintf(os.Stderr, "longshore-shim: sandbox %s: %v\n", sandbox.ID, err)
 			}
 		}()
@@ -279,13 +276,8 @@ func onOwnThread(f func()) {
 
 func dialIn(netns string, port int) (int, error) {
 	if netns != "" {
-		ns, err := unix.Open(netns, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return -1, &os.PathError{Op: "open", Path: netns, Err: err}
-		}
-		defer unix.Close(ns)
-		if err := unix.Setns(ns, unix.CLONE_NEWNET); err != nil {
-			return -1, fmt.Errorf("enter %s: %w", netns, err)
+		if err := enterNet(netns); err != nil {
+			return -1, err
 		}
 	}
 	fd, err := connect(unix.AF_INET, &unix.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}})
@@ -298,6 +290,36 @@ func dialIn(netns string, port int) (int, error) {
 		return fd, nil
 	}
 	return -1, api.Errorf(api.CodeFailedPrecondition, "connect to port %s of the pod: %v", strconv.Itoa(port), err)
+}
+
+// enterNet moves the thread into a network namespace; see [onOwnThread].
+func enterNet(netns string) error {
+	ns, err := unix.Open(netns, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: netns, Err: err}
+	}
+	defer unix.Close(ns)
+	if err := unix.Setns(ns, unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("enter %s: %w", netns, err)
+	}
+	return nil
+}
+
+// netDev reads what the interfaces of a network namespace have counted, for a
+// pod without a process through which the daemon could.
+func (s *service) netDev(_ context.Context, decode func(any) error, _ *api.Files) (any, error) {
+	var req api.NetDevRequest
+	if err := decode(&req); err != nil {
+		return nil, err
+	}
+	var text []byte
+	var err error
+	onOwnThread(func() {
+		if err = enterNet(req.NetNS); err == nil {
+			text, err = os.ReadFile("/proc/thread-self/net/dev")
+		}
+	})
+	return &api.NetDevResponse{Text: text}, err
 }
 
 // dialLimit bounds a connection to a pod's port.

@@ -45,7 +45,7 @@ func newService() *service {
 	s.server.Register(api.TaskV3, task)
 	s.server.Register(api.ShimService, map[string]api.Method{
 		"Run": s.run, "Attach": s.attach, "ReopenLog": s.reopenLog,
-		"CreateSandbox": s.createSandbox, "RemoveSandbox": s.removeSandbox, "Dial": s.dial, "Prepare": s.prepare,
+		"CreateSandbox": s.createSandbox, "RemoveSandbox": s.removeSandbox, "Dial": s.dial, "NetDev": s.netDev, "Prepare": s.prepare,
 	})
 	return s
 }

@@ -58,6 +58,21 @@ type DialRequest struct {
 	Port  uint32 `pb:"2"`
 }
 
+// NetDevRequest asks what the interfaces of a network namespace have sent and
+// received.
+type NetDevRequest struct {
+	NetNS string `pb:"1"`
+}
+
+// NetDevResponse answers NetDev with the kernel's /proc/net/dev.
+type NetDevResponse struct {
+	Text []byte `pb:"1"`
+}
+
+// PodInterface is the name of the interface that a pod's network makes in the
+// pod.
+const PodInterface = "eth0"
+
 // Sandbox is what a shim needs to make a pod's namespaces and network, and to
 // take them down again.
 type Sandbox struct {

@@ -268,6 +268,13 @@ func (s *Shim) Clean(ctx context.Context, id, bundle string) error {
 	return err
 }
 
+// NetDev reads /proc/net/dev of a network namespace.
+func (s *Shim) NetDev(ctx context.Context, netns string) ([]byte, error) {
+	var resp api.NetDevResponse
+	_, err := s.own(ctx, "NetDev", &api.NetDevRequest{NetNS: netns}, nil, &resp)
+	return resp.Text, err
+}
+
 // Connect gives a connection to a port inside a network namespace; "" is the
 // shim's own.
 func (s *Shim) Connect(ctx context.Context, netns string, port int) (net.Conn, error) {

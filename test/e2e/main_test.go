@@ -96,7 +96,7 @@ func TestScripts(t *testing.T) {
 // condition tells scripts what the host is: cgroup2 where no hierarchy of
 // version 1 is mounted, systemd where it is the first process, criu where it is
 // installed and can work, apparmor where the kernel has it, crictl where it is
-// or can be built.
+// or can be built, psi where control groups tell of pressure.
 func condition(name string) (bool, error) {
 	switch name {
 	case "cgroup2":
@@ -109,6 +109,10 @@ func condition(name string) (bool, error) {
 	case "crictl":
 		_, err := exec.LookPath("go")
 		return err == nil || os.Getenv("LONGSHORE_CRICTL") != "", nil
+	case "psi":
+		_, whole := os.Stat("/sys/fs/cgroup/cpu.pressure")
+		_, beside := os.Stat("/sys/fs/cgroup/unified/cpu.pressure")
+		return whole == nil || beside == nil, nil
 	case "systemd":
 		_, err := os.Stat("/run/systemd/system")
 		return err == nil, nil
