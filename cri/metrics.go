@@ -4,6 +4,8 @@ import (
 	"context"
 	"slices"
 	"strconv"
+	"strings"
+	"time"
 
 	"github.com/longshore/longshore/engine"
 	"github.com/longshore/longshore/internal/cgroup"
@@ -23,6 +25,7 @@ type metric struct {
 type sample struct {
 	labels []string
 	value  uint64
+	at     time.Time // when it was read, if that was before the call
 }
 
 func one(read func(*engine.Usage) uint64) func(*engine.Usage) []sample {
@@ -30,10 +33,12 @@ func one(read func(*engine.Usage) uint64) func(*engine.Usage) []sample {
 }
 
 // containerLabels and podLabels are those that every metric has, in this
-// order; kubelet joins keys and values by position.
+// order: kubelet joins keys and values by position, and adds none. They are
+// cAdvisor's as kubelet has them, where the name is the runtime's, which is the
+// id.
 var (
-	containerLabels = []string{"id", "name", "image"}
-	podLabels       = []string{"id"}
+	containerLabels = []string{"id", "name", "image", "namespace", "pod", "container"}
+	podLabels       = []string{"id", "name", "namespace", "pod"}
 )
 
 // perSecond turns nanoseconds into the seconds of cAdvisor's CPU counters,
@@ -53,7 +58,9 @@ var containerMetrics = slices.Concat(cpuMetrics, memoryMetrics, diskMetrics, pro
 
 var cpuMetrics = []metric{
 	{"container_cpu_usage_seconds_total", "Cumulative cpu time consumed in seconds.", true, []string{"cpu"},
-		func(u *engine.Usage) []sample { return []sample{{[]string{"total"}, uint64(u.CPU.Usage) / perSecond}} }},
+		func(u *engine.Usage) []sample {
+			return []sample{{labels: []string{"total"}, value: uint64(u.CPU.Usage) / perSecond}}
+		}},
 	counter("container_cpu_user_seconds_total", "Cumulative user cpu time consumed in seconds.",
 		func(u *engine.Usage) uint64 { return uint64(u.CPU.User) / perSecond }),
 	counter("container_cpu_system_seconds_total", "Cumulative system cpu time consumed in seconds.",
@@ -89,16 +96,13 @@ var memoryMetrics = []metric{
 		func(u *engine.Usage) uint64 { return u.Memory.OOMKills }),
 	{"container_memory_failures_total", "Cumulative count of memory allocation failures.", true, []string{"failure_type", "scope"},
 		func(u *engine.Usage) []sample {
-			return []sample{{[]string{"pgfault", "container"}, u.Memory.PageFaults}, {[]string{"pgmajfault", "container"}, u.Memory.MajorPageFaults}}
+			return []sample{{labels: []string{"pgfault", "container"}, value: u.Memory.PageFaults},
+				{labels: []string{"pgmajfault", "container"}, value: u.Memory.MajorPageFaults}}
 		}},
-	{"container_hugetlb_usage_bytes", "Current hugepage usage in bytes.", false, []string{"pagesize"},
-		func(u *engine.Usage) []sample {
-			var all []sample
-			for _, h := range u.Hugepages {
-				all = append(all, sample{[]string{h.PageSize}, h.Usage})
-			}
-			return all
-		}},
+	perPageSize("container_hugetlb_usage_bytes", "Current hugepage usage in bytes.",
+		func(h *cgroup.HugepageStats) *uint64 { return &h.Usage }),
+	perPageSize("container_hugetlb_max_usage_bytes", "Maximum hugepage usage recorded in bytes.",
+		func(h *cgroup.HugepageStats) *uint64 { return h.Max }),
 }
 
 var diskMetrics = []metric{
@@ -121,7 +125,8 @@ var diskMetrics = []metric{
 			var all []sample
 			for _, d := range u.IO {
 				major, minor := strconv.FormatUint(d.Major, 10), strconv.FormatUint(d.Minor, 10)
-				all = append(all, sample{[]string{device(&d), major, minor, "Read"}, d.ReadBytes}, sample{[]string{device(&d), major, minor, "Write"}, d.WriteBytes})
+				all = append(all, sample{labels: []string{device(&d), major, minor, "Read"}, value: d.ReadBytes},
+					sample{labels: []string{device(&d), major, minor, "Write"}, value: d.WriteBytes})
 			}
 			return all
 		}},
@@ -138,7 +143,7 @@ var processMetrics = []metric{
 			if u.Details == nil {
 				return nil
 			}
-			return []sample{{[]string{"max_open_files"}, u.Details.MaxOpenFiles}}
+			return []sample{{labels: []string{"max_open_files"}, value: u.Details.MaxOpenFiles}}
 		}},
 }
 
@@ -238,7 +243,20 @@ func perDevice(name, help string, read func(*cgroup.DeviceIO) uint64) metric {
 	return metric{name, help, true, []string{"device"}, func(u *engine.Usage) []sample {
 		var all []sample
 		for i := range u.IO {
-			all = append(all, sample{[]string{device(&u.IO[i])}, read(&u.IO[i])})
+			all = append(all, sample{labels: []string{device(&u.IO[i])}, value: read(&u.IO[i])})
+		}
+		return all
+	}}
+}
+
+// perPageSize leaves out what the kernel does not tell.
+func perPageSize(name, help string, read func(*cgroup.HugepageStats) *uint64) metric {
+	return metric{name, help, false, []string{"pagesize"}, func(u *engine.Usage) []sample {
+		var all []sample
+		for i := range u.Hugepages {
+			if v := read(&u.Hugepages[i]); v != nil {
+				all = append(all, sample{labels: []string{u.Hugepages[i].PageSize}, value: *v})
+			}
 		}
 		return all
 	}}
@@ -248,7 +266,7 @@ func perInterface(name, help string, read func(*engine.InterfaceUsage) uint64) m
 	return metric{name, help, true, []string{"interface"}, func(u *engine.Usage) []sample {
 		var all []sample
 		for i := range u.Network {
-			all = append(all, sample{[]string{u.Network[i].Name}, read(&u.Network[i])})
+			all = append(all, sample{labels: []string{u.Network[i].Name}, value: read(&u.Network[i])})
 		}
 		return all
 	}}
@@ -297,17 +315,38 @@ func (s *Server) metricsOf(ctx context.Context, p *engine.Pod) (*runtimeapi.PodS
 	if err != nil {
 		return nil, err
 	}
-	out := &runtimeapi.PodSandboxMetrics{PodSandboxId: p.ID, Metrics: readMetrics(podMetrics, &usage, []string{p.ID})}
-	out.ContainerMetrics, err = gather(s.runningIn(p.ID), s.containerMetrics)
+	out := &runtimeapi.PodSandboxMetrics{PodSandboxId: p.ID, Metrics: readMetrics(podMetrics, &usage, podLabelValues(p))}
+	out.ContainerMetrics, err = gather(s.runningIn(p.ID), func(c *engine.Container) (*runtimeapi.ContainerMetrics, error) {
+		usage, err := s.engine.ContainerDetails(c.ID)
+		return &runtimeapi.ContainerMetrics{ContainerId: c.ID, Metrics: readMetrics(containerMetrics, &usage, containerLabelValues(p, c, s.imageName(c)))}, err
+	})
 	return out, err
 }
 
-func (s *Server) containerMetrics(c *engine.Container) (*runtimeapi.ContainerMetrics, error) {
-	usage, err := s.engine.ContainerDetails(c.ID)
-	return &runtimeapi.ContainerMetrics{ContainerId: c.ID,
-		Metrics: readMetrics(containerMetrics, &usage, []string{c.ID, c.Config.Name, c.Config.Image})}, err
+func podLabelValues(p *engine.Pod) []string {
+	return []string{p.ID, p.ID, p.Config.Namespace, p.Config.Name}
 }
 
+func containerLabelValues(p *engine.Pod, c *engine.Container, image string) []string {
+	return []string{c.ID, c.ID, image, p.Config.Namespace, p.Config.Name, c.Config.Name}
+}
+
+// imageName is a container's image as people know it: as the user wrote it, or
+// by a tag. Kubelet asks for images by their ids.
+func (s *Server) imageName(c *engine.Container) string {
+	if c.Config.UserImage != "" {
+		return c.Config.UserImage
+	}
+	if strings.HasSuffix(c.ImageID, c.Config.Image) { // with sha256: or without
+		if img, err := s.images.Get(c.ImageID); err == nil && len(img.Tags) > 0 {
+			return img.Tags[0]
+		}
+	}
+	return c.Config.Image
+}
+
+// readMetrics gives only what was read before a time stamp, as the interface has
+// it.
 func readMetrics(metrics []metric, u *engine.Usage, labels []string) []*runtimeapi.Metric {
 	var out []*runtimeapi.Metric
 	for _, m := range metrics {
@@ -316,7 +355,7 @@ func readMetrics(metrics []metric, u *engine.Usage, labels []string) []*runtimea
 			kind = runtimeapi.MetricType_COUNTER
 		}
 		for _, v := range m.read(u) {
-			out = append(out, &runtimeapi.Metric{Name: m.name, Timestamp: u.Time.UnixNano(), MetricType: kind,
+			out = append(out, &runtimeapi.Metric{Name: m.name, Timestamp: nanos(v.at), MetricType: kind,
 				LabelValues: append(append([]string{}, labels...), v.labels...), Value: count(v.value)})
 		}
 	}

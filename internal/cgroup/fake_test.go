@@ -534,13 +534,13 @@ func TestStatsFromFiles(t *testing.T) {
 		Pids:       PidsStats{3, Unlimited},
 		IO:         []DeviceIO{{8, 0, 1, 2, 3, 4}},
 		IOPressure: p,
-		Hugepages:  []HugepageStats{{"2MB", 0, Unlimited}},
+		Hugepages:  []HugepageStats{{"2MB", 0, Unlimited, nil}},
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("v2 stats\n got %+v\nwant %+v", got, want)
 	}
 
-	_, g, _ = fake(t, []string{"cpu", "cpuacct", "memory", "pids", "blkio"}, nil, map[string]string{
+	_, g, _ = fake(t, []string{"cpu", "cpuacct", "memory", "pids", "blkio", "hugetlb"}, nil, map[string]string{
 		"cpu/cpu.stat":          "nr_periods 3\nnr_throttled 2\nthrottled_time 1\n",
 		"cpuacct/cpuacct.usage": "10\n", "cpuacct/cpuacct.usage_user": "6\n", "cpuacct/cpuacct.usage_sys": "4\n",
 		"memory/memory.usage_in_bytes":     "1000\n",
@@ -549,6 +549,7 @@ func TestStatsFromFiles(t *testing.T) {
 		"pids/pids.current": "3\n", "pids/pids.max": "9\n",
 		"blkio/blkio.throttle.io_service_bytes_recursive": "8:0 Read 1\n8:0 Write 2\n8:0 Total 3\nTotal 3\n",
 		"blkio/blkio.throttle.io_serviced_recursive":      "8:0 Read 3\n8:0 Write 4\nTotal 7\n",
+		"hugetlb/hugetlb.2MB.usage_in_bytes":              "4096\n", "hugetlb/hugetlb.2MB.limit_in_bytes": "9223372036854771712\n", "hugetlb/hugetlb.2MB.max_usage_in_bytes": "8192\n",
 	})
 	if got, err = g.Stats(); err != nil {
 		t.Fatal(err)
@@ -559,6 +560,8 @@ func TestStatsFromFiles(t *testing.T) {
 		Memory: MemoryStats{Usage: 1000, Available: Unlimited, RSS: 600, Cache: 300, Limit: Unlimited, Swap: 5, SwapLimit: Unlimited, Mapped: 20, Max: 2000, LimitHits: 6, OOMKills: 4, Kernel: 70},
 		Pids:   PidsStats{3, 9},
 		IO:     []DeviceIO{{8, 0, 1, 2, 3, 4}},
+
+		Hugepages: []HugepageStats{{"2MB", 4096, Unlimited, new(uint64(8192))}},
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("v1 stats\n got %+v\nwant %+v", got, want)

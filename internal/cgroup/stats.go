@@ -85,6 +85,7 @@ type DeviceIO struct {
 type HugepageStats struct {
 	PageSize     string // 2MB
 	Usage, Limit uint64
+	Max          *uint64 // the largest usage since the group was made; nil: cgroup2 does not tell
 }
 
 // Pressure is the kernel's pressure stall information (Linux 4.20).
@@ -488,6 +489,13 @@ func (g *Group) hugepageStats(s *Stats) error {
 		}
 		if h.Limit >= unlimitedFrom {
 			h.Limit = Unlimited
+		}
+		if !t.Unified {
+			largest, err := readUint(g.dir(t), "hugetlb."+size+".max_usage_in_bytes")
+			if err != nil {
+				return err
+			}
+			h.Max = &largest
 		}
 		s.Hugepages = append(s.Hugepages, h)
 	}

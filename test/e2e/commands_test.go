@@ -65,7 +65,7 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 	"leaks": verb(leaks), "update": verb(update), "reopen": verb(reopen), "status": verb(statusOf), "get": verb(get), "pull": verb(pull),
 	"images": verb(listImages), "rmi": verb(removeImage), "stats": verb(stats), "rotate": verb(rotate), "conf": verb(conf), "write": verb(write),
 	"killc": verb(killContainer), "target": verb(target), "plugin": verb(pluginVerb), "updatep": verb(updatePod), "updateall": verb(updateAll),
-	"metrics": verb(metrics),
+	"metrics": verb(metrics), "runid": verb(runByID),
 	"criu":    verb(criuVerb), "checkpoint": verb(checkpoint), "frozen": verb(frozen), "checkpointp": verb(checkpointPod), "restorep": verb(restorePod), "pack": verb(pack),
 }
 
@@ -265,6 +265,32 @@ func target(s *session, ctx context.Context, args []string, out io.Writer) error
 		return err
 	}
 	return runVerb(s, ctx, append([]string{args[0], args[1], path}, args[3:]...), out)
+}
+
+// runid NAME POD [FILE.json] -- ARG... runs a container whose image is named by
+// its id, as kubelet does.
+func runByID(s *session, ctx context.Context, args []string, out io.Writer) error {
+	resp, err := s.node.Images.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: imageName}})
+	if err != nil {
+		return err
+	}
+	config := &runtimeapi.ContainerConfig{Image: &runtimeapi.ImageSpec{Image: resp.GetImage().GetId()}}
+	rest := args[2:]
+	if rest[0] != "--" {
+		if err := merge(rest[0], config); err != nil {
+			return err
+		}
+		rest = rest[1:]
+	}
+	data, err := protojson.Marshal(config)
+	if err != nil {
+		return err
+	}
+	path := s.node.Path("runid.json")
+	if err := os.WriteFile(path, data, 0o644); err != nil {
+		return err
+	}
+	return runVerb(s, ctx, append([]string{args[0], args[1], path}, rest...), out)
 }
 
 // start [-until FILE] NAME

@@ -88,8 +88,16 @@ func stats(s *session, ctx context.Context, args []string, out io.Writer) error 
 	return printJSON(out, resp)
 }
 
-// metrics prints the metrics of all pods.
+// metrics prints the metrics of all pods, as Prometheus would show them.
 func metrics(s *session, ctx context.Context, _ []string, out io.Writer) error {
+	descriptors, err := s.node.Runtime.ListMetricDescriptors(ctx, &runtimeapi.ListMetricDescriptorsRequest{})
+	if err != nil {
+		return err
+	}
+	keys := map[string][]string{}
+	for _, d := range descriptors.Descriptors {
+		keys[d.Name] = d.LabelKeys
+	}
 	resp, err := s.node.Runtime.ListPodSandboxMetrics(ctx, &runtimeapi.ListPodSandboxMetricsRequest{})
 	if err != nil {
 		return err
@@ -100,7 +108,14 @@ func metrics(s *session, ctx context.Context, _ []string, out io.Writer) error {
 			all = append(all, c.Metrics...)
 		}
 		for _, m := range all {
-			fmt.Fprintln(out, m.Name, strings.Join(m.LabelValues[1:], ","), m.Value.GetValue())
+			if len(keys[m.Name]) != len(m.LabelValues) {
+				return fmt.Errorf("%s has labels %q for %q", m.Name, m.LabelValues, keys[m.Name])
+			}
+			var labels []string
+			for i, key := range keys[m.Name] {
+				labels = append(labels, fmt.Sprintf("%s=%q", key, m.LabelValues[i]))
+			}
+			fmt.Fprintf(out, "%s{%s} %d\n", m.Name, strings.Join(labels, ","), m.Value.GetValue())
 		}
 	}
 	return nil
