@@ -520,7 +520,7 @@ func TestStatsFromFiles(t *testing.T) {
 		"unified/pids.current": "3\n", "unified/pids.max": "max\n",
 		"unified/io.stat":             "8:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=0 dios=0\n7:0 \n",
 		"unified/hugetlb.2MB.current": "0\n", "unified/hugetlb.2MB.max": "max\n",
-		"unified/cpu.pressure": pressure, "unified/io.pressure": pressure,
+		"unified/cpu.pressure": pressure, "unified/memory.pressure": pressure, "unified/io.pressure": pressure,
 	})
 	got, err := g.Stats()
 	if err != nil {
@@ -530,7 +530,7 @@ func TestStatsFromFiles(t *testing.T) {
 	want := Stats{
 		Time:       got.Time,
 		CPU:        CPUStats{Usage: 10000, User: 6000, System: 4000, Periods: 3, ThrottledPeriods: 2, Throttled: 1000, Pressure: p},
-		Memory:     MemoryStats{Usage: 1000, WorkingSet: 900, Available: 3100, RSS: 600, Cache: 300, Limit: 4000, Swap: 5, SwapLimit: Unlimited, PageFaults: 8, MajorPageFaults: 9, Mapped: 20, Max: 2000, LimitHits: 6, OOMKills: 4, Kernel: 70, Reservation: 80},
+		Memory:     MemoryStats{Usage: 1000, WorkingSet: 900, Available: 3100, RSS: 600, Cache: 300, Limit: 4000, Swap: 5, SwapLimit: Unlimited, PageFaults: 8, MajorPageFaults: 9, Mapped: 20, Max: 2000, LimitHits: 6, OOMKills: 4, Kernel: 70, Reservation: 80, Pressure: p},
 		Pids:       PidsStats{3, Unlimited},
 		IO:         []DeviceIO{{8, 0, 1, 2, 3, 4}},
 		IOPressure: p,

@@ -538,3 +538,26 @@ func TestChildIsKilledApart(t *testing.T) {
 		t.Errorf("a child that is gone: %v", err)
 	}
 }
+
+// TestStatsOfAGroupThatGoes: whoever reads while a group is removed gets all of
+// it, or learns that it is not there.
+func TestStatsOfAGroupThatGoes(t *testing.T) {
+	h, parent := realGroup(t, nil)
+	for range 300 {
+		g, err := h.New(parent.Path()+"/going", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		removed := make(chan error, 1)
+		go func() { removed <- g.Remove() }()
+		for err = nil; err == nil; {
+			_, err = g.Stats()
+		}
+		if !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("stats: %v", err)
+		}
+		if err := <-removed; err != nil {
+			t.Fatal(err)
+		}
+	}
+}

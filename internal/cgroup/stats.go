@@ -101,15 +101,15 @@ type Stall struct {
 // Stats reads everything; see [Group.StatsOf] for less.
 func (g *Group) Stats() (Stats, error) { return g.StatsOf(AllParts) }
 
-// StatsOf reads some parts. A group that does not exist gives an error that
-// wraps [fs.ErrNotExist]; a file that a kernel lacks does not.
+// StatsOf reads some parts. A group that does not exist, or goes meanwhile, gives
+// an error that wraps [fs.ErrNotExist]; a file that a kernel lacks does not.
 func (g *Group) StatsOf(parts Parts) (Stats, error) {
 	s := Stats{Time: time.Now()}
-	if t, err := g.first(); err != nil {
+	t, err := g.first()
+	if err != nil {
 		return s, err
-	} else if !exists(g.dir(t)) {
-		return s, &fs.PathError{Op: "stat", Path: g.dir(t), Err: unix.ENOENT}
 	}
+	missing := false
 	for _, part := range []struct {
 		bit  Parts
 		read func(*Stats) error
@@ -120,9 +120,14 @@ func (g *Group) StatsOf(parts Parts) (Stats, error) {
 		if parts&part.bit == 0 {
 			continue
 		}
-		if err := part.read(&s); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := part.read(&s); gone(err) {
+			missing = true
+		} else if err != nil {
 			return s, err
 		}
+	}
+	if missing && !exists(g.dir(t)) {
+		return s, &fs.PathError{Op: "stat", Path: g.dir(t), Err: unix.ENOENT}
 	}
 	return s, nil
 }
@@ -525,7 +530,7 @@ func (g *Group) pressure(s *Stats) error {
 func readPressure(dir, file string) (*Pressure, error) {
 	text, err := readFile(dir, file)
 	// EOPNOTSUPP: switched off at boot (psi=0) or for this group (cgroup.pressure).
-	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, unix.EOPNOTSUPP) {
 		return nil, nil
 	}
 	if err != nil {
