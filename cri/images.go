@@ -6,7 +6,6 @@ import (
 	"errors"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/longshore/longshore/engine"
 	"github.com/longshore/longshore/images"
@@ -128,7 +127,7 @@ func (s *Server) ImageFsInfo(context.Context, *runtimeapi.ImageFsInfoRequest) (*
 }
 
 func filesystemUsage(u engine.DiskUsage) *runtimeapi.FilesystemUsage {
-	return &runtimeapi.FilesystemUsage{Timestamp: time.Now().UnixNano(), FsId: &runtimeapi.FilesystemIdentifier{Mountpoint: u.Dir},
+	return &runtimeapi.FilesystemUsage{Timestamp: u.Time.UnixNano(), FsId: &runtimeapi.FilesystemIdentifier{Mountpoint: u.Dir},
 		UsedBytes: count(u.Bytes), InodesUsed: count(u.Inodes)}
 }
 

@@ -197,7 +197,11 @@ func layerSample(u *engine.Usage, read func(*engine.DiskUsage) uint64) []sample 
 	if u.Layer == nil {
 		return nil
 	}
-	return []sample{{value: read(u.Layer)}}
+	s := sample{value: read(u.Layer)}
+	if u.Layer.Time.Before(u.Time) {
+		s.at = u.Layer.Time
+	}
+	return []sample{s}
 }
 
 // limitSample gives 0 for a limit that is not set, as cAdvisor does.

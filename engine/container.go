@@ -29,6 +29,7 @@ type container struct {
 	announced atomic.Bool   // plugins know of it
 	shared    *podShim      // whose connection shim is; nil: its own. Set before shim is
 	cpu       rate
+	layer     diskMeter
 
 	mu       sync.Mutex // guards all below
 	rec      Container

@@ -30,6 +30,7 @@ type Engine struct {
 	workers  workers
 	cgroups  *cgroup.Host
 	events   bus
+	layers   diskMeter // all writable layers
 	host     hostFacts
 	plugins  *nri.Host // nil without
 	criu     *criu.Program

@@ -15,7 +15,6 @@ import (
 	"github.com/longshore/longshore/internal/cgroup"
 	"github.com/longshore/longshore/shim/api"
 	"github.com/longshore/longshore/shim/client"
-	"golang.org/x/sys/unix"
 )
 
 // Usage is what a pod or container uses, read from the kernel when it is asked
@@ -40,12 +39,6 @@ type Details struct {
 
 // Filesystem is the size of one, in bytes and inodes.
 type Filesystem struct{ Bytes, Inodes, FreeInodes uint64 }
-
-// DiskUsage is what lies on disk below a directory.
-type DiskUsage struct {
-	Dir           string
-	Bytes, Inodes uint64
-}
 
 // InterfaceUsage counts a network interface's traffic since it was made.
 type InterfaceUsage struct {
@@ -113,7 +106,7 @@ func (e *Engine) ContainerDetails(id string) (Usage, error) {
 	u.Details.countProcesses(pids)
 	u.Details.MaxOpenFiles = maxOpenFiles(rec.Pid)
 	u.Details.Disk, err = filesystemOf(e.cfg.layerDir(c.id))
-	return u, err
+	return u, vanished(c.id, err)
 }
 
 func (e *Engine) containerUsage(id string, parts cgroup.Parts) (Usage, error) {
@@ -123,24 +116,31 @@ func (e *Engine) containerUsage(id string, parts cgroup.Parts) (Usage, error) {
 	}
 	rec := c.snapshot()
 	u, err := e.groupUsage(&c.cpu, rec.CgroupPath, parts)
-	if err != nil {
-		return Usage{}, err
+	if errors.Is(err, fs.ErrNotExist) && rec.State == ContainerExited {
+		u, err = Usage{Stats: cgroup.Stats{Time: time.Now()}}, nil
 	}
-	dir := filepath.Join(e.cfg.layerDir(c.id), "upper")
-	layer, err := diskUsage(dir)
 	if err != nil {
-		return Usage{}, fmt.Errorf("size of writable layer of %s: %w", c.id, err)
+		return Usage{}, vanished(c.id, err)
+	}
+	layer, err := c.layer.of(filepath.Join(e.cfg.layerDir(c.id), "upper"))
+	if err != nil {
+		return Usage{}, vanished(c.id, fmt.Errorf("size of writable layer: %w", err))
 	}
 	u.Layer = &layer
 	return u, nil
 }
 
-// groupUsage reads a cgroup; one that has gone uses nothing.
+// vanished says of a container whose cgroup or layer is not there that it is not
+// either: it is just ending, or being removed.
+func vanished(id string, err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("container %q: %w: %w", id, ErrNotFound, err)
+	}
+	return err
+}
+
 func (e *Engine) groupUsage(cpu *rate, path string, parts cgroup.Parts) (Usage, error) {
 	stats, err := e.cgroups.Load(path).StatsOf(parts)
-	if errors.Is(err, fs.ErrNotExist) {
-		return Usage{Stats: cgroup.Stats{Time: time.Now()}}, nil
-	}
 	if err != nil {
 		return Usage{}, err
 	}
@@ -157,6 +157,9 @@ func (e *Engine) PodUsage(ctx context.Context, id string) (Usage, error) {
 	rec := p.snapshot()
 	path := e.usageCgroup(rec)
 	u, err := e.groupUsage(&p.cpu, path, summary)
+	if errors.Is(err, fs.ErrNotExist) { // there was no process yet, or there is none any more
+		u, err = Usage{Stats: cgroup.Stats{Time: time.Now()}}, nil
+	}
 	if err != nil {
 		return Usage{}, err
 	}
@@ -236,36 +239,4 @@ func parseInterfaces(text []byte) []InterfaceUsage {
 			TxBytes: count(8), TxPackets: count(9), TxErrors: count(10), TxDropped: count(11)})
 	}
 	return all
-}
-
-// diskUsage counts what a directory holds; what vanishes meanwhile does not
-// count.
-func diskUsage(dir string) (DiskUsage, error) {
-	usage := DiskUsage{Dir: dir}
-	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		var st unix.Stat_t
-		if err == nil {
-			err = unix.Lstat(path, &st)
-		}
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		usage.Bytes += uint64(st.Blocks) * 512
-		usage.Inodes++
-		return nil
-	})
-	return usage, err
-}
-
-// FilesystemUsage gives what images and writable layers take on disk.
-func (e *Engine) FilesystemUsage() (imageFs, containerFs DiskUsage, err error) {
-	imageFs.Dir = e.images.Dir()
-	if imageFs.Bytes, imageFs.Inodes, err = e.images.Usage(); err != nil {
-		return imageFs, containerFs, err
-	}
-	containerFs, err = diskUsage(filepath.Join(e.cfg.StateDir, "containers"))
-	return imageFs, containerFs, err
 }
