@@ -66,7 +66,7 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 	"images": verb(listImages), "rmi": verb(removeImage), "stats": verb(stats), "rotate": verb(rotate), "conf": verb(conf), "write": verb(write),
 	"killc": verb(killContainer), "target": verb(target), "plugin": verb(pluginVerb), "updatep": verb(updatePod), "updateall": verb(updateAll),
 	"metrics": verb(metrics), "runid": verb(runByID),
-	"criu":    verb(criuVerb), "checkpoint": verb(checkpoint), "frozen": verb(frozen), "checkpointp": verb(checkpointPod), "restorep": verb(restorePod), "pack": verb(pack),
+	"criu": verb(criuVerb), "checkpoint": verb(checkpoint), "frozen": verb(frozen), "checkpointp": verb(checkpointPod), "restorep": verb(restorePod), "pack": verb(pack),
 }
 
 // verb makes a command of a script from one that returns an error: a gRPC
