@@ -12,9 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxFile bounds what is read of one control file; the kernel's longest are
-// memory.stat and io.stat of a host with many disks.
-const maxFile = 1 << 20
+// maxFile bounds what is read of one control file; the longest is cgroup.procs,
+// with the four million processes that a kernel has at most.
+const maxFile = 32 << 20
 
 // writeFile writes one value to a control file, which must exist. One value is
 // one write(2): the kernel takes each as a command.

@@ -349,11 +349,19 @@ func (j *Joins) Narrow(child *Group) error {
 // Procs lists the processes of the group and of all groups below it, in
 // ascending order. A group that does not exist has none.
 func (g *Group) Procs() ([]int, error) {
-	t, err := g.populated()
-	if err != nil || t == nil {
-		return nil, err
+	if t := g.host.unified(); t != nil {
+		pids, err := procsBelow(g.dir(t))
+		if len(pids) > 0 || err != nil {
+			return pids, err
+		}
 	}
-	return procsBelow(g.dir(t))
+	// Another tool's processes may be in version 1 only.
+	for i := range g.host.Trees {
+		if t := &g.host.Trees[i]; !t.Unified && exists(g.dir(t)) {
+			return procsBelow(g.dir(t))
+		}
+	}
+	return nil, nil
 }
 
 // everywhere lists the processes of the group and below in all hierarchies. One
@@ -407,7 +415,7 @@ func exists(dir string) bool {
 func procsBelow(dir string) ([]int, error) {
 	var pids []int
 	err := walk(dir, 0, func(dir string) error {
-		data, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+		text, err := readFile(dir, "cgroup.procs")
 		// EOPNOTSUPP: a threaded group, whose processes show in its root.
 		if errors.Is(err, unix.EOPNOTSUPP) || gone(err) {
 			return nil
@@ -415,7 +423,7 @@ func procsBelow(dir string) ([]int, error) {
 		if err != nil {
 			return err
 		}
-		for field := range strings.FieldsSeq(string(data)) {
+		for field := range strings.FieldsSeq(text) {
 			pid, err := strconv.Atoi(field)
 			if err != nil {
 				return fmt.Errorf("parse %s/cgroup.procs: %w", dir, err)

@@ -561,3 +561,34 @@ func TestStatsOfAGroupThatGoes(t *testing.T) {
 		}
 	}
 }
+
+// BenchmarkStats reads what kubelet asks for of each group every few seconds.
+func BenchmarkStats(b *testing.B) {
+	h, err := Detect()
+	if err != nil {
+		b.Fatal(err)
+	}
+	g, err := h.New("/longshore-test-"+rand.Text()+"/pod/container", nil)
+	if err != nil {
+		b.Skip(err) // needs root
+	}
+	b.Cleanup(func() { _ = h.Load(g.path[:strings.Index(g.path, "/pod")]).Remove() })
+	for name, parts := range map[string]Parts{"cpu": PartCPU, "memory": PartMemory, "pressure": PartPressure, "all": PartCPU | PartMemory | PartPressure} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := g.StatsOf(parts); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+	b.Run("procs", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			if _, err := g.Procs(); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
