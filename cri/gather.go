@@ -20,15 +20,34 @@ func gather[T, R any](items []T, ask func(*T) (*R, error)) ([]*R, error) {
 	for range min(runtime.GOMAXPROCS(0), len(items)) {
 		asking.Go(func() {
 			for i := int(next.Add(1)) - 1; i < len(items); i = int(next.Add(1)) - 1 {
-				found[i], errs[i] = ask(&items[i])
-				if errors.Is(errs[i], engine.ErrNotFound) {
-					found[i], errs[i] = nil, nil
-				}
+				found[i], errs[i] = ifThere(ask(&items[i]))
 			}
 		})
 	}
 	asking.Wait()
 	return slices.DeleteFunc(found, func(r *R) bool { return r == nil }), errors.Join(errs...)
+}
+
+// inTurn is gather for the containers of a pod, where the pods are gathered.
+func inTurn[T, R any](items []T, ask func(*T) (*R, error)) ([]*R, error) {
+	var found []*R
+	for i := range items {
+		r, err := ifThere(ask(&items[i]))
+		if err != nil {
+			return nil, err
+		}
+		if r != nil {
+			found = append(found, r)
+		}
+	}
+	return found, nil
+}
+
+func ifThere[R any](r *R, err error) (*R, error) {
+	if errors.Is(err, engine.ErrNotFound) {
+		return nil, nil
+	}
+	return r, err
 }
 
 // A message of a stream carries at most so many items and, beside the first,

@@ -25,7 +25,19 @@ func TestGatherKeepsTheOrder(t *testing.T) {
 	if err != nil || len(got) != 333 || !slices.IsSortedFunc(got, func(a, b *int) int { return *a - *b }) {
 		t.Errorf("%d of them, %v", len(got), err)
 	}
+	one, err := inTurn(items[:5], func(i *int) (*int, error) {
+		if *i%3 == 0 {
+			return nil, engine.ErrNotFound
+		}
+		return i, nil
+	})
+	if err != nil || len(one) != 3 || *one[0] != 1 {
+		t.Errorf("in turn: %d of them, %v", len(one), err)
+	}
 	broken := errors.New("broken")
+	if _, err := inTurn(items, func(*int) (*int, error) { return nil, broken }); !errors.Is(err, broken) {
+		t.Error(err)
+	}
 	if _, err := gather(items, func(*int) (*int, error) { return nil, broken }); !errors.Is(err, broken) {
 		t.Error(err)
 	}

@@ -320,7 +320,7 @@ func (s *Server) metricsOf(ctx context.Context, p *engine.Pod) (*runtimeapi.PodS
 		return nil, err
 	}
 	out := &runtimeapi.PodSandboxMetrics{PodSandboxId: p.ID, Metrics: readMetrics(podMetrics, &usage, podLabelValues(p))}
-	out.ContainerMetrics, err = gather(s.runningIn(p.ID), func(c *engine.Container) (*runtimeapi.ContainerMetrics, error) {
+	out.ContainerMetrics, err = inTurn(s.runningIn(p.ID), func(c *engine.Container) (*runtimeapi.ContainerMetrics, error) {
 		usage, err := s.engine.ContainerDetails(c.ID)
 		return &runtimeapi.ContainerMetrics{ContainerId: c.ID, Metrics: readMetrics(containerMetrics, &usage, containerLabelValues(p, c, s.imageName(c)))}, err
 	})

@@ -151,7 +151,7 @@ func (s *Server) podStats(ctx context.Context, p *engine.Pod) (*runtimeapi.PodSa
 	if err != nil {
 		return nil, err
 	}
-	containers, err := gather(s.runningIn(p.ID), s.containerStats)
+	containers, err := inTurn(s.runningIn(p.ID), s.containerStats)
 	if err != nil {
 		return nil, err
 	}

@@ -163,12 +163,30 @@ func (e *Engine) PodUsage(ctx context.Context, id string) (Usage, error) {
 	if err != nil {
 		return Usage{}, err
 	}
-	pids, err := e.cgroups.Load(path).Procs()
-	if err != nil {
-		return Usage{}, err
+	u.Network = e.podNetwork(ctx, rec)
+	u.Processes, err = e.processesOf(rec)
+	return u, err
+}
+
+// processesOf counts the processes of a pod: its first one, which has no child,
+// and those of its containers. A look into each container's cgroup is cheaper
+// than one for the groups that are in the pod's.
+func (e *Engine) processesOf(p Pod) (n uint64, err error) {
+	if p.InitPid > 0 {
+		n = 1
 	}
-	u.Processes, u.Network = uint64(len(pids)), e.podNetwork(ctx, rec)
-	return u, nil
+	for _, c := range e.containersOf(p.ID) {
+		rec := c.snapshot()
+		if rec.CgroupPath == "" || rec.State == ContainerExited {
+			continue
+		}
+		pids, err := e.cgroups.Load(rec.CgroupPath).Procs()
+		if err != nil {
+			return 0, err
+		}
+		n += uint64(len(pids))
+	}
+	return n, nil
 }
 
 // PodNetworkUsage reads what a pod has sent and received.
