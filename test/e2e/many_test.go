@@ -180,13 +180,3 @@ func BenchmarkManyContainers(b *testing.B) {
 		}
 	}
 }
-
-// BenchmarkStatusAmongMany asks for one pod of 500.
-func BenchmarkStatusAmongMany(b *testing.B) {
-	s := withMany(b)
-	for b.Loop() {
-		if _, err := s.node.Runtime.PodSandboxStatus(context.Background(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: s.ids["p"]}); err != nil {
-			b.Fatal(err)
-		}
-	}
-}
