@@ -95,3 +95,21 @@ func TestHugepagesMaximumIsLeftOutWhereTheKernelHasNone(t *testing.T) {
 		}
 	}
 }
+
+// TestAFigureFromBeforeHasItsTime: a layer is not counted for each call.
+func TestAFigureFromBeforeHasItsTime(t *testing.T) {
+	now := time.Now()
+	u := &engine.Usage{Stats: cgroup.Stats{Time: now}}
+	for name, at := range map[string]time.Time{"counted for this call": now.Add(time.Millisecond), "counted before": now.Add(-time.Second)} {
+		u.Layer = &engine.DiskUsage{Time: at}
+		want := int64(0)
+		if at.Before(now) {
+			want = at.UnixNano()
+		}
+		for _, m := range readMetrics(containerMetrics, u, nil) {
+			if m.Name == "container_fs_usage_bytes" && m.Timestamp != want {
+				t.Errorf("%s: time stamp %d, want %d", name, m.Timestamp, want)
+			}
+		}
+	}
+}
