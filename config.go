@@ -49,7 +49,7 @@ type HandlerConfig struct {
 	Annotations     []string `toml:"annotations" comment:"Which annotations of pods and containers the other runtime gets, as patterns."`
 	Seccomp         string   `toml:"seccomp" comment:"Of containers that say nothing: unconfined or runtime/default; empty: pods.seccomp."`
 	UserNamespaces  string   `toml:"user_namespaces" comment:"auto gives pods that say nothing a user namespace with ids of their own; empty: only those that ask."`
-	ShimPer         string   `toml:"shim_per" comment:"container or pod: for what there is one process of our own shim. One per pod takes less memory, and all containers of the pod end with it; empty: container."`
+	ShimPer         string   `toml:"shim_per" comment:"container or pod: for what there is one process of the shim. One per pod takes less memory, and all containers of the pod end with it. Another runtime than runc may need it: it has one virtual machine, say, for a pod. Empty: container for our own shim and for runc, else pod."`
 	CgroupNamespace string   `toml:"cgroup_namespace" comment:"private or host: whether containers see their own cgroup as the root; empty: private."`
 }
 
@@ -340,8 +340,10 @@ func (c *Config) checkHandlers() error {
 func (c *Config) handlers() map[string]engine.Handler {
 	out := map[string]engine.Handler{}
 	for name, h := range c.Handlers {
-		out[name] = engine.Handler{Seccomp: h.Seccomp, UserNamespaces: h.UserNamespaces == "auto", HostCgroupNamespace: h.CgroupNamespace == "host", ShimPerPod: h.ShimPer == "pod",
+		handler := engine.Handler{Seccomp: h.Seccomp, UserNamespaces: h.UserNamespaces == "auto", HostCgroupNamespace: h.CgroupNamespace == "host",
 			RuntimeType: h.RuntimeType, OCIRuntime: h.OCIRuntime, ConfigPath: h.ConfigPath, Annotations: h.Annotations}
+		handler.ShimPerPod = h.ShimPer == "pod" || h.ShimPer == "" && handler.WantsSandbox()
+		out[name] = handler
 	}
 	return out
 }

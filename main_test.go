@@ -29,7 +29,6 @@ func TestConfigErrorsNameTheLine(t *testing.T) {
 		"[handlers.x]\nuser_namespaces = 'yes'\n":                   "handlers.x.user_namespaces",
 		"[handlers.x]\ncgroup_namespace = 'pod'\n":                  "handlers.x.cgroup_namespace",
 		"[handlers.x]\nshim_per = 'node'\n":                         "handlers.x.shim_per",
-		"[handlers.x]\nshim_per = 'pod'\nruntime_type = '/kata'\n":  "handlers.x.shim_per",
 		"[handlers.x]\nseccomp = 'maybe'\n":                         "handlers.x.seccomp",
 		"[handlers.x]\noci_runtime = 'crun'\n":                      "handlers.x.oci_runtime",
 		"[handlers.x]\nannotations = ['[']\n":                       "handlers.x.annotations",

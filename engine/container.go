@@ -21,6 +21,7 @@ import (
 // container is a container that the engine holds.
 type container struct {
 	id, podID string
+	isSandbox bool          // see [Container.Sandbox]
 	op        semaphore     // one operation at a time
 	settled   chan struct{} // closed once the container is made, or cannot be
 	failed    error         // why it could not be made; valid after settled
@@ -41,7 +42,7 @@ type container struct {
 }
 
 func newContainer(rec Container) *container {
-	return &container{id: rec.ID, podID: rec.PodID, op: newSemaphore(), rec: rec,
+	return &container{id: rec.ID, podID: rec.PodID, isSandbox: rec.Sandbox, op: newSemaphore(), rec: rec,
 		settled: make(chan struct{}), exited: make(chan struct{}), released: make(chan struct{})}
 }
 

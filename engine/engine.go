@@ -23,19 +23,20 @@ import (
 
 // Engine holds all pods and containers of a daemon.
 type Engine struct {
-	cfg      Config
-	log      *slog.Logger
-	images   *images.Store
-	shims    *client.Pool
-	workers  workers
-	cgroups  *cgroup.Host
-	events   bus
-	layers   diskMeter // all writable layers
-	host     hostFacts
-	plugins  *nri.Host // nil without
-	criu     *criu.Program
-	handlers handlers
-	appArmor appArmor
+	cfg         Config
+	log         *slog.Logger
+	images      *images.Store
+	shims       *client.Pool
+	workers     workers
+	cgroups     *cgroup.Host
+	events      bus
+	layers      diskMeter // all writable layers
+	host        hostFacts
+	plugins     *nri.Host // nil without
+	criu        *criu.Program
+	handlers    handlers
+	appArmor    appArmor
+	sandboxRoot func() (string, error) // of sandbox containers, made when the first one is
 
 	life context.Context // ends with the daemon; watchers live by it
 	stop context.CancelFunc
@@ -69,6 +70,7 @@ func New(cfg Config, store *images.Store, shims *client.Pool, log *slog.Logger) 
 	e := &Engine{cfg: cfg, log: log, images: store, shims: shims, cgroups: host, host: facts, criu: criu.New(cfg.Criu, filepath.Join(cfg.StateDir, "criu")),
 		pods: map[string]*pod{}, podKeys: map[PodKey]*pod{}, containers: map[string]*container{}, ofPod: map[string]map[string]*container{}}
 	e.workers.pool = shims
+	e.sandboxRoot = sync.OnceValues(e.makeSandboxRoot)
 	e.appArmor.enabled, e.appArmor.profile = facts.appArmor, cfg.AppArmorDefault
 	e.life, e.stop = context.WithCancel(context.Background())
 	if e.plugins, err = nri.New(cfg.NRI, cfg.Version, pluginRuntime{e}, log); err != nil {
@@ -94,6 +96,9 @@ func (e *Engine) Close() {
 	}
 	for _, p := range e.pods {
 		p.shim.close()
+		if p.sandbox != nil {
+			p.sandbox.disconnect()
+		}
 	}
 }
 
@@ -160,8 +165,15 @@ func (e *Engine) containersOf(podID string) []*container {
 	return slices.Collect(maps.Values(e.ofPod[podID]))
 }
 
-// addContainer takes a container into the tables; mu is held.
+// addContainer takes a container into the tables, where clients find it unless it
+// is a sandbox container; mu is held.
 func (e *Engine) addContainer(c *container) {
+	if c.isSandbox {
+		if p, ok := e.pods[c.podID]; ok {
+			p.sandbox = c
+		}
+		return
+	}
 	e.containers[c.id] = c
 	if e.ofPod[c.podID] == nil {
 		e.ofPod[c.podID] = map[string]*container{}
@@ -171,6 +183,12 @@ func (e *Engine) addContainer(c *container) {
 
 // dropContainer takes it out again; mu is held.
 func (e *Engine) dropContainer(c *container) {
+	if c.isSandbox {
+		if p, ok := e.pods[c.podID]; ok && p.sandbox == c {
+			p.sandbox = nil
+		}
+		return
+	}
 	delete(e.containers, c.id)
 	delete(e.ofPod[c.podID], c.id)
 	if len(e.ofPod[c.podID]) == 0 {

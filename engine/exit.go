@@ -50,8 +50,14 @@ func (e *Engine) finish(c *container, waitErr error) {
 	if err != nil {
 		e.log.Error("end of a container is not recorded", "container", c.id, "err", err)
 	}
-	e.toldStop(context.Background(), c) // bounded by the plugins' time
+	if !c.isSandbox {
+		e.toldStop(context.Background(), c) // bounded by the plugins' time
+	}
 	close(c.exited)
+	if c.isSandbox {
+		e.sandboxEnded(c)
+		return
+	}
 	rec := c.snapshot()
 	e.log.Info("container has exited", "container", c.id, "pod", c.podID, "code", rec.ExitCode, "reason", rec.Reason)
 	e.publish(Event{PodID: c.podID, ContainerID: c.id, Kind: EventStopped, At: rec.FinishedAt})

@@ -12,6 +12,7 @@ import (
 )
 
 // foreignOptions tell a keeper how the container is made; nil for our own shim.
+// In a pod with a sandbox container the shim is that one's.
 func (e *Engine) foreignOptions(h *Handler, rec *Container) (*api.Any, error) {
 	if !h.foreign() {
 		return nil, nil
@@ -21,6 +22,9 @@ func (e *Engine) foreignOptions(h *Handler, rec *Container) (*api.Any, error) {
 		return nil, err
 	}
 	how := &api.Foreign{Binary: binary, Publish: selfBinary(), Options: h.options(e.cfg.runcDir()), Cgroup: rec.CgroupPath}
+	if p, err := e.findPod(rec.PodID); err == nil && p.snapshot().Sandboxed && !rec.Sandbox {
+		how.Sandbox = e.cfg.containerDir(rec.PodID)
+	}
 	return &api.Any{TypeURL: api.ForeignType, Value: pb.Marshal(how)}, nil
 }
 

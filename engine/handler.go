@@ -24,8 +24,9 @@ type Handler struct {
 	Seccomp             string // of containers that say nothing: "unconfined", "runtime/default" or "", the engine's default
 	UserNamespaces      bool   // pods that say nothing, and can, get a user namespace
 	HostCgroupNamespace bool
-	// ShimPerPod has one shim make all containers of a pod. It costs less
-	// memory than one for each, and if it dies all of them end. A pod keeps
+	// ShimPerPod has one shim make all containers of a pod. Ours costs less
+	// memory then than one for each, and if it dies all of them end. Another
+	// runtime's makes a sandbox container first, see [Pod.Sandboxed]. A pod keeps
 	// what it was made with.
 	ShimPerPod bool
 
@@ -56,9 +57,6 @@ func (h *Handler) Check() error {
 	if h.foreign() && h.UserNamespaces {
 		return errors.New("user_namespaces: only our own shim has them")
 	}
-	if h.foreign() && h.ShimPerPod {
-		return errors.New("shim_per: each container of another runtime has a keeper of its own")
-	}
 	if h.OCIRuntime != "" && !h.isRunc() {
 		return errors.New("oci_runtime: only io.containerd.runc.v2 runs one")
 	}
@@ -78,6 +76,10 @@ func (h *Handler) Check() error {
 func (h *Handler) isRunc() bool {
 	return strings.HasPrefix(h.RuntimeType, "io.containerd.runc.") || strings.HasPrefix(filepath.Base(h.RuntimeType), "containerd-shim-runc-")
 }
+
+// WantsSandbox reports whether the runtime may have one thing, such as a virtual
+// machine, for all containers of a pod: any other than runc.
+func (h *Handler) WantsSandbox() bool { return h.foreign() && !h.isRunc() }
 
 // shimPath finds the shim's binary, in dirs and then on PATH, by containerd's
 // rule: io.containerd.NAME.vN is containerd-shim-NAME-vN.
@@ -114,6 +116,19 @@ type genericOptions struct {
 	ConfigPath string `pb:"2"`
 }
 
+// optionsType is the name of the runtime's own options, which some compare:
+// that of the runtime with ".options".
+func (h *Handler) optionsType() string {
+	if !filepath.IsAbs(h.RuntimeType) {
+		return h.RuntimeType + ".options"
+	}
+	name := strings.TrimPrefix(filepath.Base(h.RuntimeType), "containerd-shim-")
+	if i := strings.LastIndexByte(name, '-'); i > 0 {
+		name = name[:i] + "." + name[i+1:]
+	}
+	return "io.containerd." + name + ".options"
+}
+
 // options are what the shim gets with each container; nil: none.
 func (h *Handler) options(runcDir string) *api.Any {
 	switch {
@@ -121,7 +136,7 @@ func (h *Handler) options(runcDir string) *api.Any {
 		return &api.Any{TypeURL: "containerd.runc.v1.Options",
 			Value: pb.Marshal(&runcOptions{BinaryName: h.OCIRuntime, Root: runcDir})}
 	case h.ConfigPath != "":
-		return &api.Any{TypeURL: "runtimeoptions.v1.Options", Value: pb.Marshal(&genericOptions{ConfigPath: h.ConfigPath})}
+		return &api.Any{TypeURL: "runtimeoptions.v1.Options", Value: pb.Marshal(&genericOptions{TypeURL: h.optionsType(), ConfigPath: h.ConfigPath})}
 	}
 	return nil
 }
@@ -254,8 +269,10 @@ const (
 	annotationUID       = "io.kubernetes.cri.sandbox-uid"
 	annotationName      = "io.kubernetes.cri.container-name"
 	annotationImage     = "io.kubernetes.cri.image-name"
+	annotationLogDir    = "io.kubernetes.cri.sandbox-log-directory"
 	// annotationGroup tells containerd-shim-runc-v2 which containers share one
-	// shim. Each has its own, so that none depends on another's keeper.
+	// shim. Each has its own, so that none depends on another's keeper, or all
+	// have that of their pod's sandbox container.
 	annotationGroup = "io.containerd.runc.v2.group"
 )
 
@@ -282,24 +299,40 @@ func (h *Handler) annotate(spec *specs.Spec, p *Pod, id string, cfg *ContainerCo
 	if !h.foreign() {
 		return
 	}
+	h.annotatePod(spec, p, p.Config.Annotations, cfg.Annotations)
+	image := cfg.UserImage
+	if image == "" {
+		image = cfg.Image
+	}
+	maps.Copy(spec.Annotations, map[string]string{annotationType: "container", annotationName: cfg.Name, annotationImage: image})
+	if h.isRunc() && !p.Sandboxed {
+		spec.Annotations[annotationGroup] = id
+	}
+}
+
+// annotateSandbox tells another runtime that it makes a pod's sandbox container.
+func (h *Handler) annotateSandbox(spec *specs.Spec, p *Pod) {
+	h.annotatePod(spec, p, p.Config.Annotations)
+	maps.Copy(spec.Annotations, map[string]string{annotationType: "sandbox", annotationLogDir: p.Config.LogDir})
+}
+
+// annotatePod tells another runtime of the pod, and what of others' annotations
+// it shall know.
+func (h *Handler) annotatePod(spec *specs.Spec, p *Pod, others ...map[string]string) {
 	if spec.Annotations == nil {
 		spec.Annotations = map[string]string{}
 	}
-	for _, given := range []map[string]string{p.Config.Annotations, cfg.Annotations} {
+	for _, given := range others {
 		for key, value := range given {
 			if slices.ContainsFunc(h.Annotations, func(pattern string) bool { ok, _ := path.Match(pattern, key); return ok }) {
 				spec.Annotations[key] = value
 			}
 		}
 	}
-	image := cfg.UserImage
-	if image == "" {
-		image = cfg.Image
-	}
-	maps.Copy(spec.Annotations, map[string]string{annotationType: "container", annotationPod: p.ID, annotationPodName: p.Config.Name,
-		annotationNamespace: p.Config.Namespace, annotationUID: p.Config.UID, annotationName: cfg.Name, annotationImage: image})
+	maps.Copy(spec.Annotations, map[string]string{annotationPod: p.ID, annotationPodName: p.Config.Name,
+		annotationNamespace: p.Config.Namespace, annotationUID: p.Config.UID})
 	if h.isRunc() {
-		spec.Annotations[annotationGroup] = id
+		spec.Annotations[annotationGroup] = p.ID
 	}
 }
 

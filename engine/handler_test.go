@@ -4,6 +4,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/longshore/longshore/internal/pb"
@@ -54,6 +55,53 @@ func TestForeignContainersHaveThePodInTheirAnnotations(t *testing.T) {
 	(&Handler{}).annotate(own, p, "c1", cfg)
 	if len(own.Annotations) != 0 {
 		t.Errorf("our own shim's container has %v", own.Annotations)
+	}
+}
+
+// TestSandboxContainerIsOneForOthers: what makes the pods of other runtimes finds
+// in the sandbox container what it does in containerd's.
+func TestSandboxContainerIsOneForOthers(t *testing.T) {
+	p := &Pod{ID: "p1", Sandboxed: true, Config: PodConfig{PodKey: PodKey{Name: "web", Namespace: "shop", UID: "u1"}, LogDir: "/logs",
+		Namespaces: Namespaces{Network: ModePod, PID: ModePod, IPC: ModePod}}}
+	spec, err := sandboxSpec(&SpecInput{ID: "p1", Pod: p.Config, PodDir: "/run/p1", CgroupPath: "/pods/p1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := Handler{RuntimeType: "io.containerd.runc.v2"}
+	h.annotateSandbox(spec, p)
+	want := map[string]string{
+		"io.kubernetes.cri.container-type": "sandbox", "io.kubernetes.cri.sandbox-id": "p1", "io.kubernetes.cri.sandbox-name": "web",
+		"io.kubernetes.cri.sandbox-namespace": "shop", "io.kubernetes.cri.sandbox-uid": "u1",
+		"io.kubernetes.cri.sandbox-log-directory": "/logs", "io.containerd.runc.v2.group": "p1",
+	}
+	if !maps.Equal(spec.Annotations, want) {
+		t.Errorf("got %v, want %v", spec.Annotations, want)
+	}
+	namespaces := map[specs.LinuxNamespaceType]string{}
+	for _, ns := range spec.Linux.Namespaces {
+		namespaces[ns.Type] = ns.Path
+	}
+	if pid, ok := namespaces[specs.PIDNamespace]; !ok || pid != "" || namespaces[specs.NetworkNamespace] != "/run/p1/net" {
+		t.Errorf("namespaces %v", namespaces)
+	}
+	if !spec.Root.Readonly || !spec.Process.NoNewPrivileges || len(spec.Process.Capabilities.Bounding) > 0 {
+		t.Errorf("it may do more than wait: %+v", spec.Process)
+	}
+	for _, m := range spec.Mounts {
+		if !slices.Contains(sandboxFiles, m.Destination) {
+			t.Errorf("mount at %s, which its root does not have", m.Destination)
+		}
+	}
+}
+
+func TestOptionsAreNamedByTheRuntime(t *testing.T) {
+	for runtimeType, want := range map[string]string{
+		"io.containerd.runsc.v1": "io.containerd.runsc.v1.options", "/opt/containerd-shim-runsc-v1": "io.containerd.runsc.v1.options",
+		"/opt/kata": "io.containerd.kata.options",
+	} {
+		if got := (&Handler{RuntimeType: runtimeType}).optionsType(); got != want {
+			t.Errorf("%s: %s, want %s", runtimeType, got, want)
+		}
 	}
 }
 

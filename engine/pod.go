@@ -27,6 +27,7 @@ type pod struct {
 	failed  error         // why it could not be made; valid after settled
 	shim    podShim
 	cpu     rate
+	sandbox *container // the sandbox container, nil for none; guarded by the engine's mu
 
 	mu  sync.Mutex // guards rec
 	rec Pod
@@ -106,7 +107,7 @@ func (e *Engine) claimPod(cfg PodConfig) (*pod, bool, error) {
 	}
 	id := newID()
 	p := &pod{id: id, op: newSemaphore(), settled: make(chan struct{}),
-		rec: Pod{ID: id, Config: cfg, State: PodCreating, CreatedAt: time.Now(), Slice: slice, SharedShim: h.ShimPerPod}}
+		rec: Pod{ID: id, Config: cfg, State: PodCreating, CreatedAt: time.Now(), Slice: slice, SharedShim: h.ShimPerPod && !h.foreign(), Sandboxed: h.ShimPerPod && h.foreign()}}
 	e.pods[id], e.podKeys[cfg.PodKey] = p, p
 	return p, true, nil
 }
@@ -171,12 +172,15 @@ func (e *Engine) sandbox(ctx context.Context, p *pod) error {
 	if err != nil {
 		return fmt.Errorf("make sandbox of pod %s/%s: %w", cfg.Namespace, cfg.Name, err)
 	}
+	if err := e.makeSandboxContainer(ctx, p); err != nil {
+		return errors.Join(fmt.Errorf("make pod %s/%s: %w", cfg.Namespace, cfg.Name, err), e.removeSandbox(ctx, p))
+	}
 	err = e.announcePod(ctx, p, func(r *Pod) {
 		r.State, r.IPs, r.InitPid, r.CNIResult, r.Shim = PodReady, result.IPs, result.InitPid, result.CNIResult, ""
 	})
 	if err != nil {
 		e.withdrawPod(ctx, p.snapshot())
-		return errors.Join(fmt.Errorf("make pod %s/%s: %w", cfg.Namespace, cfg.Name, err), e.removeSandbox(ctx, p))
+		return errors.Join(fmt.Errorf("make pod %s/%s: %w", cfg.Namespace, cfg.Name, err), e.endSandboxContainer(ctx, p), e.removeSandbox(ctx, p))
 	}
 	return nil
 }
@@ -187,7 +191,7 @@ func (e *Engine) sandboxOf(p Pod) *api.Sandbox {
 	ns := cfg.Namespaces
 	s := &api.Sandbox{
 		ID: p.ID, Dir: e.cfg.podDir(p.ID), Sysctls: cfg.Sysctls, CgroupPath: e.podCgroup(p),
-		NewNet: ns.Network != ModeHost, NewUTS: ns.Network != ModeHost, NewIPC: ns.IPC != ModeHost, NewPID: ns.PID == ModePod,
+		NewNet: ns.Network != ModeHost, NewUTS: ns.Network != ModeHost, NewIPC: ns.IPC != ModeHost, NewPID: ns.PID == ModePod && !p.Sandboxed,
 	}
 	if p.Slice != "" {
 		s.Scope = &api.Scope{Name: scopeName(p.ID), Slice: p.Slice, Description: "pod " + cfg.Namespace + "/" + cfg.Name}
@@ -297,6 +301,9 @@ func (e *Engine) stopPod(ctx context.Context, p *pod) error {
 	before := p.snapshot()
 	if err := e.endContainers(ctx, p); err != nil {
 		return err
+	}
+	if err := e.endSandboxContainer(ctx, p); err != nil {
+		return fmt.Errorf("stop pod %s: %w", p.id, err)
 	}
 	if before.State == PodReady { // or else a stop that was not finished has told them
 		e.toldPod(ctx, nriapi.Event_STOP_POD_SANDBOX, before)

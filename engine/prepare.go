@@ -53,6 +53,9 @@ func (e *Engine) prepare(p Pod, c *container, h *Handler) (*specs.Spec, *api.Mou
 	if err := checkHugePages(e.cgroups, cfg.Resources); err != nil {
 		return nil, nil, err
 	}
+	if in.SandboxPid, err = e.sandboxPid(&p); err != nil {
+		return nil, nil, err
+	}
 	if err := e.resolveOnHost(in, c); err != nil {
 		return nil, nil, err
 	}

@@ -157,6 +157,10 @@ func (e *Engine) loadPod(dir string) (*pod, error) {
 // first, since it does one thing at a time for a sandbox.
 func (e *Engine) takeBack(ctx context.Context, p *pod) {
 	rec := p.snapshot()
+	if err := e.endSandboxContainer(ctx, p); err != nil {
+		e.log.Warn("pod that was being made is not taken back", "pod", p.id, "err", err)
+		return
+	}
 	data, err := json.Marshal(e.sandboxOf(rec))
 	if err != nil {
 		e.log.Error("pod that was being made stays", "pod", p.id, "err", err)
@@ -182,13 +186,17 @@ func (e *Engine) takeBack(ctx context.Context, p *pod) {
 	e.forgetPod(p)
 }
 
-// unfinished gives the pods whose stopping or removal was begun.
+// unfinished gives the pods whose stopping or removal was begun, and those whose
+// sandbox container has ended.
 func (e *Engine) unfinished() []*pod {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	var all []*pod
 	for _, p := range e.pods {
-		if s := p.snapshot().State; s == PodStopping || s == PodRemoving {
+		switch s := p.snapshot(); {
+		case s.State == PodStopping, s.State == PodRemoving:
+			all = append(all, p)
+		case s.State == PodReady && s.Sandboxed && (p.sandbox == nil || p.sandbox.snapshot().State == ContainerExited):
 			all = append(all, p)
 		}
 	}
@@ -213,15 +221,15 @@ func (e *Engine) loadContainer(ctx context.Context, dir string) error {
 	shim, state, pid := e.adopt(adopting, c)
 	c.shim = shim
 	e.thawRecorded(c)
-	switch rec.State {
-	case ContainerCreating, ContainerRemoving:
+	switch {
+	case rec.Sandbox && !e.hasPod(rec.PodID), rec.State == ContainerCreating, rec.State == ContainerRemoving:
 		if adopting.Err() != nil || e.isForeign(c) {
 			e.abandonLater(c)
 			return nil
 		}
 		e.abandon(ctx, c)
 		return nil
-	case ContainerExited:
+	case rec.State == ContainerExited:
 		close(c.exited)
 		if shim == nil {
 			close(c.released)
@@ -248,6 +256,13 @@ func (e *Engine) loadContainer(ctx context.Context, dir string) error {
 	e.mu.Unlock()
 	e.holdImage(rec)
 	return nil
+}
+
+func (e *Engine) hasPod(id string) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	_, ok := e.pods[id]
+	return ok
 }
 
 // holdImage keeps a container's layers from being removed.

@@ -22,6 +22,7 @@ type SpecInput struct {
 	User       User
 	CgroupPath string
 	TargetPid  int    // of the container whose pid namespace is shared, with ModeTarget
+	SandboxPid int    // of the pod's sandbox container, whose pid namespace is the pod's; 0 without
 	Hostname   string // of the node
 
 	HostCapabilities []string
@@ -200,7 +201,11 @@ func addNamespaces(in *SpecInput, spec *specs.Spec) error {
 	}
 	switch pid {
 	case ModePod:
-		add(specs.PIDNamespace, pin("pid"))
+		path := pin("pid")
+		if in.SandboxPid != 0 {
+			path = fmt.Sprintf("/proc/%d/ns/pid", in.SandboxPid)
+		}
+		add(specs.PIDNamespace, path)
 	case ModeTarget:
 		add(specs.PIDNamespace, fmt.Sprintf("/proc/%d/ns/pid", in.TargetPid))
 	case ModeContainer, "":

@@ -222,13 +222,15 @@ type Pod struct {
 	Conflist  []byte    `json:"conflist,omitempty"` // of the network it was attached to
 	Shim      string    `json:"shim,omitempty"`     // socket of the shim that works on it
 
-	SharedShim bool `json:"sharedShim,omitempty"` // one shim has all its containers; see [Handler.ShimPerPod]
+	SharedShim bool `json:"sharedShim,omitempty"` // one shim of ours has all its containers; see [Handler.ShimPerPod]
+	Sandboxed  bool `json:"sandboxed,omitempty"`  // another runtime's shim has all its containers, and a sandbox container besides
 }
 
 // Container is a container as it was at one moment.
 type Container struct {
 	ID         string            `json:"id"`
 	PodID      string            `json:"podID"`
+	Sandbox    bool              `json:"sandbox,omitempty"` // the sandbox container; see [Pod.Sandboxed]
 	Config     ContainerConfig   `json:"config"`
 	ImageID    string            `json:"imageID"`
 	ImageRef   string            `json:"imageRef"` // repository@digest, or the id of an image without any

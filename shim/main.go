@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/signal"
 	"runtime"
 
 	"golang.org/x/sys/unix"
@@ -32,6 +33,10 @@ func main() {
 		fmt.Fprintln(os.Stderr, "longshore-shim:", becomeCriu(os.Args[2]))
 		os.Exit(1)
 	}
+	if len(os.Args) == 2 && os.Args[1] == "pause" {
+		pause()
+		return
+	}
 	if len(os.Args) < 2 || os.Args[1] != "serve" && os.Args[1] != "keep" {
 		os.Exit(oci.Main(os.Args[1:]))
 	}
@@ -39,6 +44,16 @@ func main() {
 		fmt.Fprintln(os.Stderr, "longshore-shim:", err)
 		os.Exit(1)
 	}
+}
+
+// pause is the program of a sandbox container, which another runtime has made for
+// the sake of its pod. As the first process of a pid namespace it leaves what
+// others leave behind to the kernel.
+func pause() {
+	signal.Ignore(unix.SIGCHLD)
+	end := make(chan os.Signal, 1)
+	signal.Notify(end, unix.SIGTERM, unix.SIGINT)
+	<-end
 }
 
 func run(args []string) error {

@@ -10,6 +10,9 @@ type Foreign struct {
 	Publish string `pb:"2"` // absolute path of what it may run to publish an event
 	Options *Any   `pb:"3"` // for the runtime; nil: none
 	Cgroup  string `pb:"4"` // of the container
+	// Sandbox is the bundle of the pod's sandbox container, whose shim makes this
+	// container too; "" for a shim of its own.
+	Sandbox string `pb:"5"`
 }
 
 // MarkLimit is the resource limit by whose soft value the processes of one exec
@@ -42,6 +45,7 @@ type ForeignRecord struct {
 	Publish string `json:"publish,omitempty"`
 	Address string `json:"address,omitempty"` // a path; "" until the shim has said where it listens
 	Version int    `json:"version,omitempty"` // of the task API
+	Shared  bool   `json:"shared,omitempty"`  // the shim is the sandbox container's
 }
 
 // CleanRequest clears away what another runtime's shim has left of the

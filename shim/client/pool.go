@@ -71,6 +71,9 @@ func NewPool(path, dir string, size int, log *slog.Logger) (*Pool, error) {
 	return p, nil
 }
 
+// Binary is the path of the shim's binary.
+func (p *Pool) Binary() string { return p.binary.Name() }
+
 // readOnlyView opens the binary so that nothing which gets hold of a shim's
 // /proc/self/exe can write to it (CVE-2019-5736).
 func readOnlyView(path string) (*os.File, error) {

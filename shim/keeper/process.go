@@ -115,16 +115,10 @@ func create(ctx context.Context, req *api.CreateTaskRequest, how *api.Foreign, e
 }
 
 func (c *container) make(ctx context.Context, req *api.CreateTaskRequest, how *api.Foreign) error {
-	if err := c.shim.note(); err != nil {
-		return err
-	}
 	if err := os.Mkdir(filepath.Join(c.bundle, rootDir), 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
 	}
-	if err := c.openShimLog(); err != nil {
-		return err
-	}
-	if err := c.shim.start(ctx); err != nil {
+	if err := c.openShim(ctx, how.Sandbox); err != nil {
 		return err
 	}
 	order := *req
@@ -136,6 +130,21 @@ func (c *container) make(ctx context.Context, req *api.CreateTaskRequest, how *a
 	}
 	c.init.set(int(resp.Pid), api.StatusCreated)
 	return nil
+}
+
+// openShim starts a shim for the container, or takes that of the sandbox container
+// whose bundle is named.
+func (c *container) openShim(ctx context.Context, sandbox string) error {
+	if sandbox != "" {
+		return c.shim.share(sandbox)
+	}
+	if err := c.shim.note(); err != nil {
+		return err
+	}
+	if err := c.openShimLog(); err != nil {
+		return err
+	}
+	return c.shim.start(ctx)
 }
 
 // openShimLog makes the FIFO "log" in the bundle, which such shims write their
@@ -246,7 +255,7 @@ func (c *container) kill(ctx context.Context, p *process, sig unix.Signal, all b
 	if api.CodeOf(err) == api.CodeNotFound || errors.Is(err, errGone) {
 		return nil // it has just ended
 	}
-	if err != nil && all && sig == unix.SIGKILL {
+	if err != nil && all && sig == unix.SIGKILL && !c.shim.rec.Shared {
 		// It shall end even if its shim does nothing: watch ends what the shim leaves.
 		complain("kill "+c.id+" with its shim", err)
 		return c.shim.kill()

@@ -61,6 +61,16 @@ func (r *remote) start(ctx context.Context) error {
 	return r.note()
 }
 
+// share takes the shim of the sandbox container whose bundle is named.
+func (r *remote) share(sandbox string) error {
+	var rec api.ForeignRecord
+	if err := atomicfile.ReadJSON(filepath.Join(sandbox, api.ForeignFile), &rec); err != nil {
+		return fmt.Errorf("shim of the sandbox container: %w", err)
+	}
+	r.rec.Address, r.rec.Version, r.rec.Shared = rec.Address, rec.Version, true
+	return r.note()
+}
+
 // run runs a verb of the shim's binary.
 func (r *remote) run(ctx context.Context, verb string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, slowLimit)
@@ -168,7 +178,7 @@ func (r *remote) call(ctx context.Context, limit time.Duration, method string, r
 // end has the shim end itself, which it does once it holds no container, and
 // waits for that. One that does not is killed.
 func (r *remote) end(ctx context.Context) error {
-	if r.rec.Address == "" {
+	if r.rec.Address == "" || r.rec.Shared {
 		return nil
 	}
 	c, err := r.dial()
@@ -293,6 +303,9 @@ func (r *remote) killProcess(pid int) error {
 // the container, as containerd has it for a shim that is dead. It does so
 // whatever of that there is.
 func (r *remote) clean(ctx context.Context) error {
+	if r.rec.Shared {
+		return r.leave(ctx)
+	}
 	if r.rec.Address == "" { // the keeper died before it noted it: most shims leave it in a file, too
 		if said, err := os.ReadFile(filepath.Join(r.bundle, "address")); err == nil {
 			if path, version, err := parseBootstrap(said); err == nil {
@@ -300,18 +313,48 @@ func (r *remote) clean(ctx context.Context) error {
 			}
 		}
 	}
-	errs := []error{r.kill()}
-	if _, err := r.run(ctx, "delete"); err != nil {
-		errs = append(errs, err)
+	return errors.Join(r.kill(), r.delete(ctx))
+}
+
+// leave clears away what a shared shim may hold of the container. It is asked, for
+// it has others; one that is gone has them no more, and "SHIM delete" ends this one.
+func (r *remote) leave(ctx context.Context) error {
+	task := &api.ProcessRequest{ID: r.id}
+	err := r.call(ctx, endLimit, "Kill", &api.KillRequest{ID: r.id, Signal: uint32(unix.SIGKILL), All: true}, &api.Empty{})
+	if err == nil {
+		err = r.call(ctx, endLimit, "Wait", task, &api.WaitResponse{})
 	}
-	errs = append(errs, r.forget())
-	return errors.Join(errs...)
+	if err == nil || answered(err) { // it had ended
+		err = r.call(ctx, endLimit, "Delete", task, &api.DeleteResponse{})
+	}
+	switch {
+	case err == nil || api.CodeOf(err) == api.CodeNotFound:
+		return r.forget()
+	case errors.Is(err, errGone):
+		return r.delete(ctx)
+	}
+	return err
+}
+
+// delete has "SHIM delete" end a container whose shim is gone, and forgets it,
+// whatever came of that: one that the shim had not begun to make is an error.
+func (r *remote) delete(ctx context.Context) error {
+	_, err := r.run(ctx, "delete")
+	return errors.Join(err, r.forget())
+}
+
+// answered reports whether an error is what the shim has said.
+func answered(err error) bool {
+	_, ok := errors.AsType[*api.Error](err)
+	return ok && api.CodeOf(err) != api.CodeDeadlineExceeded
 }
 
 // forget removes what the shim should have removed, the mount and the socket,
 // and the record.
 func (r *remote) forget() error {
-	r.removeSocket()
+	if !r.rec.Shared {
+		r.removeSocket()
+	}
 	root := filepath.Join(r.bundle, rootDir)
 	for { // one may be above another
 		err := unix.Unmount(root, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
