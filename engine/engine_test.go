@@ -185,7 +185,7 @@ func TestSetExit(t *testing.T) {
 		wantCode int
 	}{
 		{0, false, nil, ReasonCompleted, 0}, {3, false, nil, ReasonError, 3}, {137, true, nil, ReasonOOMKilled, 137},
-		{125, false, errors.New("no such file"), ReasonStartError, startErrorCode},
+		{125, false, errors.New("no such file"), ReasonCannotRun, startErrorCode},
 	} {
 		r := Container{StartedAt: time.Now().Add(time.Hour)}
 		exit := exitRecord(test.code, test.oom)

@@ -81,10 +81,10 @@ func (e *Engine) exitOf(c *container, waitErr error) (api.Exit, error) {
 
 // Reasons of an end, as clients know them.
 const (
-	ReasonCompleted  = "Completed"
-	ReasonError      = "Error"
-	ReasonOOMKilled  = "OOMKilled"
-	ReasonStartError = "StartError"
+	ReasonCompleted = "Completed"
+	ReasonError     = "Error"
+	ReasonOOMKilled = "OOMKilled"
+	ReasonCannotRun = "ContainerCannotRun"
 )
 
 // startErrorCode is the exit code of a container whose program could not be
@@ -98,7 +98,7 @@ func setExit(r *Container, exit api.Exit, startErr error) {
 	}
 	switch {
 	case startErr != nil:
-		r.ExitCode, r.Reason, r.Message = startErrorCode, ReasonStartError, startErr.Error()
+		r.ExitCode, r.Reason, r.Message = startErrorCode, ReasonCannotRun, startErr.Error()
 	case exit.OOMKilled:
 		r.Reason = ReasonOOMKilled
 	case exit.Code == 0:
