@@ -41,6 +41,7 @@ type Pool struct {
 	pids   map[int]struct{}
 	next   int
 	closed bool
+	failed error // why the last shim could not be started; nil: it could
 }
 
 // NewPool keeps size idle shims of the binary at path; their sockets lie in
@@ -152,17 +153,46 @@ func (p *Pool) refill() {
 			p.log.Warn("no shim could be started ahead", "err", err)
 			return
 		}
-		select {
-		case p.idle <- s:
-		default:
-			p.discard(s)
-		}
+		p.keep(s)
 	})
 }
 
-// start runs a shim on a new socket and connects to it. The socket listens
-// before the process exists, so nobody waits for it to be ready.
+// Err says why no shim can be started, nil if one can. After a failure it tries.
+func (p *Pool) Err() error {
+	p.mu.Lock()
+	failed := p.failed
+	p.mu.Unlock()
+	if failed == nil {
+		return nil
+	}
+	s, err := p.start("serve")
+	if err == nil {
+		p.keep(s)
+	}
+	return err
+}
+
+// keep makes a shim an idle one, unless there are enough.
+func (p *Pool) keep(s *Shim) {
+	select {
+	case p.idle <- s:
+	default:
+		p.discard(s)
+	}
+}
+
+// start runs a shim, and remembers whether that is possible.
 func (p *Pool) start(verb string) (*Shim, error) {
+	s, err := p.run(verb)
+	p.mu.Lock()
+	p.failed = err
+	p.mu.Unlock()
+	return s, err
+}
+
+// run runs a shim on a new socket and connects to it. The socket listens
+// before the process exists, so nobody waits for it to be ready.
+func (p *Pool) run(verb string) (*Shim, error) {
 	l, path, err := p.listen()
 	if err != nil {
 		return nil, err
