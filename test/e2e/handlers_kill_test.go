@@ -26,20 +26,8 @@ const (
 // moments while another runtime's shim makes and removes a container. When the
 // pod is removed nothing may be left, whatever was under way.
 func TestForeignShimKillsLeaveNothing(t *testing.T) {
-	needRoot(t)
-	for _, name := range []string{"containerd-shim-runc-v2", "runc"} {
-		if _, err := exec.LookPath(name); err != nil {
-			t.Skip(err)
-		}
-	}
-	s, ctx := newSession(t, "[handlers.runc]\nruntime_type = \"io.containerd.runc.v2\"\n")
+	s, ctx, must := foreignSession(t, "")
 	n := s.node
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
 	must(pod(s, ctx, []string{"p", "-", "runc"}, io.Discard))
 	for i := range foreignKills {
 		life := s.liveAndDie(ctx, fmt.Sprint("d", i))
@@ -56,11 +44,36 @@ func TestForeignShimKillsLeaveNothing(t *testing.T) {
 	}
 	must(stopPod(s, ctx, []string{"p"}, io.Discard))
 	must(removePod(s, ctx, []string{"p"}, io.Discard))
-	must(leaks(s, ctx, nil, io.Discard))
-	left, err := filepath.Glob(n.Path("run/runc/k8s.io/*"))
-	if err != nil || len(left) > 0 {
-		t.Errorf("runc's state is left: %v, %v", left, err)
+	s.nothingLeft(ctx, must)
+}
+
+// foreignSession starts a daemon with a handler "runc" that containerd's shim
+// serves, with more about it if need be. must ends the test at an error.
+func foreignSession(t *testing.T, more string) (s *session, ctx context.Context, must func(error)) {
+	t.Helper()
+	needRoot(t)
+	for _, name := range []string{"containerd-shim-runc-v2", "runc"} {
+		if _, err := exec.LookPath(name); err != nil {
+			t.Skip(err)
+		}
 	}
+	s, ctx = newSession(t, "[handlers.runc]\nruntime_type = \"io.containerd.runc.v2\"\n"+more)
+	return s, ctx, func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// nothingLeft fails if anything of pods or containers is left, runc's state too.
+func (s *session) nothingLeft(ctx context.Context, must func(error)) {
+	must(leaks(s, ctx, nil, io.Discard))
+	left, err := filepath.Glob(s.node.Path("run/runc/k8s.io/*"))
+	if err == nil && len(left) > 0 {
+		err = fmt.Errorf("runc's state is left: %v", left)
+	}
+	must(err)
 }
 
 // liveAndDie makes, starts and removes a container; any of it may fail.
