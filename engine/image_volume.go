@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"cmp"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -29,12 +28,12 @@ func (e *Engine) resolveImageMount(in *SpecInput, m Mount, c *container) error {
 		return fmt.Errorf("mount %s: image %s: %w", m.ContainerPath, m.Image, err)
 	}
 	if in.ImageMounts == nil {
-		in.ImageMounts, in.ImageRefs = map[string][]string{}, map[string]string{}
+		in.ImageMounts, in.ImageIDs = map[string][]string{}, map[string]string{}
 	}
 	// An empty directory at the bottom makes it an overlay however few layers
 	// there are, so that whiteouts never show.
 	in.ImageMounts[m.ContainerPath] = append(dirs, e.cfg.emptyDir())
-	in.ImageRefs[m.ContainerPath] = img.Digested(cmp.Or(m.UserImage, m.Image))
+	in.ImageIDs[m.ContainerPath] = img.ID
 	return nil
 }
 

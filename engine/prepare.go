@@ -87,7 +87,7 @@ func (e *Engine) prepare(p Pod, c *container, h *Handler) (*specs.Spec, *api.Mou
 		return nil, nil, err
 	}
 	err = e.updateContainer(c, func(r *Container) {
-		r.MountNotes = in.ImageRefs
+		r.MountNotes = in.ImageIDs
 		// Kubelet asks by id; the user's words say of which repository.
 		r.ImageID, r.ImageRef = img.ID, img.Digested(cmp.Or(cfg.UserImage, image))
 		r.User, r.StopSignal, r.LogPath, r.CgroupPath = who, stopSignal, logPath, in.CgroupPath

@@ -30,7 +30,7 @@ type SpecInput struct {
 	Devices          []specs.LinuxDevice // asked for, resolved on the host
 	DeviceRules      []specs.LinuxDeviceCgroup
 	ImageMounts      map[string][]string // container path -> directories of an image, topmost first
-	ImageRefs        map[string]string   // container path -> digested reference to the image mounted there
+	ImageIDs         map[string]string   // container path -> id of the image mounted there
 	Seccomp          *specs.LinuxSeccomp // of a localhost profile
 	SeccompDefault   string
 	AppArmorDefault  string // of containers that name no profile; "" if there is none

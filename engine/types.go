@@ -249,7 +249,7 @@ type Container struct {
 	CgroupPath string            `json:"cgroupPath"`
 	Shim       string            `json:"shim,omitempty"` // its socket
 	Layers     []string          `json:"layers,omitempty"`
-	MountNotes map[string]string `json:"mountNotes,omitempty"` // container path -> as ImageRef, of image mounts
+	MountNotes map[string]string `json:"mountNotes,omitempty"` // container path -> image id, of image mounts
 	Restore    string            `json:"restore,omitempty"`    // directory of the checkpoint whose process it gets
 	Base       string            `json:"base,omitempty"`       // the image to use where Config.Image is a checkpoint
 	Capture    *Capture          `json:"capture,omitempty"`    // it stands still for a checkpoint
