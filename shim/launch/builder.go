@@ -28,6 +28,8 @@ type builder struct {
 
 	files []int // the child's numbers of what becomes descriptors 3 and up
 
+	late bool // the second clone comes at the end: see [builder.finish]
+
 	listener  int // index of the operation that gives the seccomp listener
 	execFirst int // index of the first execve, -1 before there is one
 }

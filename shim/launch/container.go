@@ -86,7 +86,8 @@ type Container struct {
 	init       *Process
 	ns         *namespaces
 	filter     *seccomp.Filter
-	mayTrace   atomic.Bool // a process of it had CAP_SYS_PTRACE in its bounding set
+	mayTrace   atomic.Bool  // a process of it had CAP_SYS_PTRACE in its bounding set
+	launches   sync.RWMutex // held for reading by execs; mayTrace changes between them
 
 	mu      sync.Mutex
 	pending *launching // until Start

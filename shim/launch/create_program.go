@@ -101,14 +101,13 @@ func (k *creation) complete() (err error) {
 	if err := k.changeLate(); err != nil {
 		return err
 	}
-	k.do("become session leader", unix.SYS_SETSID)
 	if k.plan.terminal {
 		slave := uintptr(firstFree + 1)
 		for i := range uintptr(3) {
 			k.do("place terminal", unix.SYS_DUP3, slave, i, 0)
 		}
-		k.do("take controlling terminal", unix.SYS_IOCTL, 0, unix.TIOCSCTTY, 0)
 	}
+	k.session(k.plan.terminal)
 	k.joinRest()
 	k.do("close root", unix.SYS_CLOSE_RANGE, firstFree, uintptr(k.next-1), 0)
 	k.next = firstFree

@@ -1,6 +1,7 @@
 package launch
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -56,6 +57,8 @@ func (c *Container) exec(p *specs.Process, file string, io Stdio, group *cgroup.
 	}
 	pl.file = file
 	c.noteCaps(pl)
+	c.launches.RLock()
+	defer c.launches.RUnlock()
 	e := execution{c: c, fds: &fds, group: group}
 	var taken undo.Stack
 	defer taken.Run()
@@ -65,17 +68,16 @@ func (c *Container) exec(p *specs.Process, file string, io Stdio, group *cgroup.
 	if err := e.clone(pl, root, &taken); err != nil {
 		return nil, err
 	}
-	e.proc.console = e.console
-	taken.Keep()
 	if pl.notify() {
 		if err := e.handListener(c, specs.StateRunning); err != nil {
-			e.abort()
 			return nil, err
 		}
 	}
 	if err := e.execed(); err != nil {
-		return nil, err
+		return nil, c.endedOr(err)
 	}
+	taken.Keep()
+	e.proc.console = e.console
 	score := p.OOMScoreAdj
 	if score == nil {
 		score = c.spec.Process.OOMScoreAdj
@@ -118,16 +120,22 @@ func (c *Container) roots() (root, devpts int, err error) {
 //   - the memory controller is on cgroup v2: the child is in the group from the
 //     start, and an OOM kill of the group (memory.oom.group) would kill everyone
 //     with that memory, unless this process, and so the child, is exempt;
-//   - a process that sees the child may have CAP_SYS_PTRACE in our user
-//     namespace: it could trace the child before execve, and so reach this
-//     process. In a pid namespace shared with others nobody knows;
+//   - a process that sees the child may trace it, and so reach this process. In
+//     a pid namespace shared with others nobody knows;
 //   - a time namespace is to be joined: the kernel wants memory of its own;
 //   - the child waits until an agent has its seccomp listener.
 func (c *Container) mayShareMemory(tasks int) bool {
 	if kernel.noSharedMemory || c.filter != nil && c.filter.Notify || tasks < lateJoins && !exemptFromOOM() || c.ns.all()&cloneNewTime != 0 {
 		return false
 	}
-	return c.ns.userNS() || c.ns.fresh&unix.CLONE_NEWPID != 0 && !c.mayTrace.Load()
+	return !c.mayTraceChild() && (c.ns.userNS() || c.ns.fresh&unix.CLONE_NEWPID != 0)
+}
+
+// mayTraceChild says whether a process that sees a child born into the
+// container's pid namespace may have CAP_SYS_PTRACE in our user namespace. See
+// [namespaces.exposed] for what follows.
+func (c *Container) mayTraceChild() bool {
+	return c.ns.exposed || c.ns.all()&unix.CLONE_NEWPID != 0 && !c.ns.userNS() && c.mayTrace.Load()
 }
 
 // exemptFromOOM says whether the kernel never kills this process for memory. A
@@ -138,10 +146,13 @@ func exemptFromOOM() bool {
 	return err == nil && strings.TrimSpace(string(score)) == "-1000"
 }
 
-// noteCaps remembers that a process of the container may trace others.
+// noteCaps remembers that a process of the container may trace others. Children
+// for whom that has not been so are first seen off.
 func (c *Container) noteCaps(pl *plan) {
-	if pl.caps.bounding&(1<<unix.CAP_SYS_PTRACE) != 0 {
+	if pl.caps.bounding&(1<<unix.CAP_SYS_PTRACE) != 0 && !c.mayTrace.Load() {
+		c.launches.Lock()
 		c.mayTrace.Store(true)
+		c.launches.Unlock()
 	}
 }
 
@@ -246,6 +257,7 @@ func (e *execution) clone(pl *plan, root int, taken *undo.Stack) error {
 		return err
 	}
 	e.plan = pl
+	e.late = c.mayTraceChild()
 	taken.Add(e.abort)
 	into := -1
 	if joins.Into != nil {
@@ -262,14 +274,19 @@ func (e *execution) clone(pl *plan, root int, taken *undo.Stack) error {
 	}
 	e.finish(pl, uintptr(max(procfs, 0)), joinLate(len(late)-1, "cpu"), joinLate(len(late)-2, "memory"))
 	pidNS := -1
-	if c.ns.all()&unix.CLONE_NEWPID != 0 {
+	if c.ns.all()&unix.CLONE_NEWPID != 0 && !e.late {
 		pidNS = pidfd
 	}
-	err = e.launching.clone(0, pidNS, into, false)
+	err = e.launching.clone(0, pidNS, into, e.late)
 	unix.Close(childEnd)
-	if err != nil && c.init.exited() {
-		// A pid namespace without its first process takes no other: ENOMEM.
-		err = fmt.Errorf("the container has ended: %w", unix.ESRCH)
+	return c.endedOr(err)
+}
+
+// endedOr says of a failure that it is the container's end, if that has come: a
+// pid namespace without its first process takes no other (ENOMEM).
+func (c *Container) endedOr(err error) error {
+	if err != nil && c.init.exited() && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("the container has ended: %w", unix.ESRCH)
 	}
 	return err
 }
@@ -298,12 +315,16 @@ func (e *execution) inheritance(joins *cgroup.Joins, procfs *int) (late []int) {
 }
 
 // member appends becoming a member of the container: one setns(2) with the
-// pidfd of its first process enters every namespace but the pid namespace, in
-// which the child was born (Linux 5.8). The mount namespace brings the root
-// with it, unless it is not the container's own.
+// pidfd of its first process enters every namespace (Linux 5.8) but the pid
+// namespace, in which the child was born, or will be after its last clone. The
+// mount namespace brings the root with it, unless it is not the container's own.
 func (e *execution) member(pidfd, root int) {
 	ns := e.c.ns
-	if flags := ns.all() &^ unix.CLONE_NEWPID; flags != 0 {
+	flags := ns.all()
+	if !e.late {
+		flags &^= unix.CLONE_NEWPID
+	}
+	if flags != 0 {
 		e.do("join namespaces of the container", unix.SYS_SETNS, uintptr(pidfd), flags)
 	}
 	if ns.chrooted {
@@ -314,8 +335,7 @@ func (e *execution) member(pidfd, root int) {
 	if ns.userNS() {
 		e.becomeRoot()
 	}
-	e.do("become session leader", unix.SYS_SETSID)
-	if e.plan.terminal {
-		e.do("take controlling terminal", unix.SYS_IOCTL, 0, unix.TIOCSCTTY, 0)
+	if !e.late {
+		e.session(e.plan.terminal)
 	}
 }

@@ -64,23 +64,47 @@ func (l *launching) clone(flags uintptr, pidNS, cgroup int, twice bool) error {
 	return nil
 }
 
-// adopt finds the process of the second clone, after its first message. It is
-// our child, since it was cloned with CLONE_PARENT, so that its id is its own
-// until we reap it.
-func (l *launching) adopt() error {
+// adopt finds the process of the second clone, once it has left a message or its
+// program.
+func (l *launching) adopt() (err error) {
 	if l.middle == nil {
 		return nil
 	}
-	pid := l.tid()
-	pidfd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
-	if err != nil {
-		return fmt.Errorf("open process %d: %w", pid, err)
+	if l.proc, err = l.second(); err != nil {
+		return err
 	}
-	l.proc = newProcess(pid, pidfd)
 	_, err = l.middle.reap(0)
 	l.middle.pidfd.Close()
 	l.middle = nil
 	return err
+}
+
+// second opens the process of the second clone. It is our child, since it was
+// cloned with CLONE_PARENT, so that its id is its own until we reap it.
+func (l *launching) second() (*Process, error) {
+	pid := l.tid()
+	if pid <= 0 {
+		return nil, fmt.Errorf("open process: %w", unix.ESRCH)
+	}
+	pidfd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
+	if err == nil {
+		if err = unix.Waitid(unix.P_PIDFD, pidfd, nil, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT|unix.WALL, nil); err != nil {
+			unix.Close(pidfd)
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open process %d: %w", pid, err)
+	}
+	return newProcess(pid, pidfd), nil
+}
+
+// current is the process that the child is now: the first of two clones, until
+// the second is adopted.
+func (l *launching) current() *Process {
+	if l.proc == nil {
+		return l.middle
+	}
+	return l.proc
 }
 
 // await waits for the child's next message. A child that has ended instead
@@ -98,10 +122,7 @@ func (l *launching) left() error {
 	if err := l.execError(l.plan); err != nil {
 		return err
 	}
-	proc := l.proc
-	if proc == nil {
-		proc = l.middle
-	}
+	proc := l.current()
 	_, _ = proc.reap(0)
 	if proc.status.Signaled() {
 		return fmt.Errorf("process died while it was set up: %s", unix.SignalName(proc.status.Signal()))
@@ -136,7 +157,10 @@ func (l *launching) execed() error {
 		l.abort()
 		return errors.Join(err, unix.EPROTO)
 	}
-	if err := l.execError(l.plan); err != nil {
+	if err = l.execError(l.plan); err == nil {
+		err = l.adopt()
+	}
+	if err != nil {
 		l.abort()
 		return err
 	}
@@ -150,12 +174,7 @@ func (l *launching) abort() {
 	l.link.close()
 	if l.middle != nil {
 		l.middle.kill()
-		// The second process, if there is one, is ours and not reaped.
-		if pid := l.tid(); pid > 0 && l.proc == nil {
-			_ = unix.Kill(pid, unix.SIGKILL)
-			var status unix.WaitStatus
-			_, _ = wait4(pid, &status, 0)
-		}
+		l.proc, _ = l.second() // none, if it did not come to that
 		l.middle = nil
 	}
 	if l.proc != nil {

@@ -158,6 +158,10 @@ func namespacesOf(pid int, linux *specs.Linux) (*namespaces, error) {
 	})
 	if n.userNS() {
 		n.uids, n.gids = linux.UIDMappings, linux.GIDMappings
+		if fd, err := unix.Open(dir+"pid", unix.O_RDONLY|unix.O_CLOEXEC, 0); err == nil {
+			n.exposed = n.fresh&unix.CLONE_NEWPID != 0 && ownedByUs(fd)
+			unix.Close(fd)
+		}
 	}
 	return n, nil
 }

@@ -135,6 +135,8 @@ func probe(args []string) {
 			err := unix.Lstat(name, &st)
 			fmt.Printf("%s mode=%o dev=%d:%d uid=%d gid=%d err=%v\n", name, st.Mode, unix.Major(st.Rdev), unix.Minor(st.Rdev), st.Uid, st.Gid, err)
 		}
+	case "seize":
+		seize()
 	case "tty":
 		ws, err := unix.IoctlGetWinsize(0, unix.TIOCGWINSZ)
 		sid, _ := unix.Getsid(0)

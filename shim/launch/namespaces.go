@@ -50,6 +50,12 @@ type namespaces struct {
 	join  []joined
 	user  *joined // to join; nil for none
 	pid   *joined
+	// exposed says that the pid namespace has processes already which may have
+	// CAP_SYS_PTRACE in our user namespace: it is joined and belongs to that. They
+	// could trace a child that is born there with our capabilities and in our mount
+	// namespace, and so become root of the host; that it is not dumpable is no
+	// defence against that capability (ptrace(2)). Such a child is born late.
+	exposed bool
 	// chrooted says that the mount namespace is the host's or another container's:
 	// the root is a tree that is attached nowhere, entered by chroot(2).
 	chrooted bool
@@ -118,6 +124,7 @@ func openNamespaces(linux *specs.Linux) (n *namespaces, err error) {
 		}
 	}
 	n.chrooted = n.fresh&unix.CLONE_NEWNS == 0
+	n.exposed = n.pid != nil && ownedByUs(n.pid.fd)
 	return n, n.check(linux)
 }
 
@@ -172,6 +179,16 @@ func (n *namespaces) check(linux *specs.Linux) error {
 		return fmt.Errorf("linux.uidMappings and gidMappings of the joined user namespace: %w", errMissing)
 	}
 	return nil
+}
+
+// ownedByUs says whether our user namespace owns the namespace ns.
+func ownedByUs(ns int) bool {
+	owner, err := ioctlValue(ns, unix.NS_GET_USERNS, 0) // EPERM: one above ours
+	if err != nil {
+		return false
+	}
+	defer unix.Close(owner)
+	return sameFile(owner, "/proc/self/ns/user")
 }
 
 func sameFile(fd int, path string) bool {

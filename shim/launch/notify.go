@@ -37,6 +37,9 @@ func (l *launching) handListener(c *Container, status specs.ContainerState) erro
 	if _, err := l.await(0); err != nil {
 		return err
 	}
+	if err := l.adopt(); err != nil {
+		return err
+	}
 	number, errno := l.result(l.listener)
 	if errno != 0 {
 		return fmt.Errorf("load seccomp filter: %w", errno)

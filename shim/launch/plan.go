@@ -145,6 +145,10 @@ type step func(b *builder)
 // then; the filter last, or, without no_new_privs, while CAP_SYS_ADMIN is still
 // held, with one capset and execve behind it. wait comes when the process has
 // nothing left but what it may keep, last right before execve.
+//
+// A process that is born late (see [namespaces.exposed]) is cloned when the first
+// one has nothing left either: before wait, or, if the filter needs CAP_SYS_ADMIN
+// and allows what comes behind it, with the filter loaded already.
 func (b *builder) finish(pl *plan, procfs uintptr, wait, last step) {
 	b.labels(pl, procfs)
 	if procfs != 0 {
@@ -155,10 +159,7 @@ func (b *builder) finish(pl *plan, procfs uintptr, wait, last step) {
 	b.dropBounding(pl.caps.bounding, pl.have.bounding, pl.have.last)
 	b.ids(pl)
 
-	privileged := uint64(0) // kept for loading the filter
-	if pl.filter != nil && !pl.noNewPrivs {
-		privileged = 1 << unix.CAP_SYS_ADMIN & pl.have.permitted
-	}
+	privileged := pl.forFilter()
 	b.capset(pl.caps.effective|privileged, pl.caps.permitted|privileged, pl.caps.inheritable)
 	b.raiseAmbient(pl.caps.ambient)
 	b.add(opName{"check that the working directory is inside the container:", pl.cwd}, opRooted,
@@ -166,16 +167,18 @@ func (b *builder) finish(pl *plan, procfs uintptr, wait, last step) {
 	if pl.noNewPrivs {
 		b.do("set no_new_privs", unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 	}
+	early := b.late && pl.filterBeforeBirth()
+	if early {
+		b.confine(pl)
+	}
+	if b.late {
+		b.bear(pl)
+	}
 	if wait != nil {
 		wait(b)
 	}
-	b.placeFiles()
-	b.resetSignals()
-	if pl.filter != nil {
-		b.listener = b.do("load seccomp filter", unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, uintptr(pl.filter.Flags), b.filter(pl.filter.Program))
-		if privileged != 0 {
-			b.capset(pl.caps.effective, pl.caps.permitted, pl.caps.inheritable)
-		}
+	if !early {
+		b.confine(pl)
 	}
 	if pl.notify() {
 		b.showListener()
@@ -184,6 +187,62 @@ func (b *builder) finish(pl *plan, procfs uintptr, wait, last step) {
 		last(b)
 	}
 	b.exec(pl)
+}
+
+// bear appends the second clone of a process that is born late. All that finish
+// has set is inherited, but for what a scheduler does not hand on (sched(7)).
+func (b *builder) bear(pl *plan) {
+	if s := pl.sched; s != nil && (s.Policy == unix.SCHED_DEADLINE || s.Flags&unix.SCHED_FLAG_RESET_ON_FORK != 0) {
+		b.fail(fmt.Errorf("process.scheduler: %s and %s where others may trace the process: %w", specs.SchedDeadline, specs.SchedFlagResetOnFork, errUnsupported))
+	}
+	b.secondClone(0)
+	b.session(pl.terminal)
+}
+
+// confine appends what the filter may not allow any more, and the filter.
+func (b *builder) confine(pl *plan) {
+	b.placeFiles()
+	b.resetSignals()
+	if pl.filter == nil {
+		return
+	}
+	b.listener = b.do("load seccomp filter", unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, uintptr(pl.filter.Flags), b.filter(pl.filter.Program))
+	if pl.forFilter() != 0 {
+		b.capset(pl.caps.effective, pl.caps.permitted, pl.caps.inheritable)
+	}
+}
+
+// forFilter is the capability that is kept for loading the filter.
+func (pl *plan) forFilter() uint64 {
+	if pl.filter == nil || pl.noNewPrivs {
+		return 0
+	}
+	return 1 << unix.CAP_SYS_ADMIN & pl.have.permitted
+}
+
+// filterBeforeBirth says whether the filter is loaded before the second clone of a
+// process that is born late: so that nobody ever sees it with CAP_SYS_ADMIN. A
+// filter that refuses the clone, or what comes behind it, is loaded after it.
+func (pl *plan) filterBeforeBirth() bool {
+	if pl.forFilter() == 0 {
+		return false
+	}
+	f := pl.filter
+	for _, nr := range []uint32{unix.SYS_SETSID, unix.SYS_READ, unix.SYS_WRITE, unix.SYS_EXIT_GROUP} {
+		if !f.Allows(nr) {
+			return false
+		}
+	}
+	return f.Allows(unix.SYS_CLONE, unix.CLONE_PARENT|unix.CLONE_PARENT_SETTID) &&
+		(!pl.terminal || f.Allows(unix.SYS_IOCTL, 0, unix.TIOCSCTTY))
+}
+
+// session appends becoming the leader of a session, with its terminal.
+func (b *builder) session(terminal bool) {
+	b.do("become session leader", unix.SYS_SETSID)
+	if terminal {
+		b.do("take controlling terminal", unix.SYS_IOCTL, 0, unix.TIOCSCTTY, 0)
+	}
 }
 
 // resetSignals appends the default action for what this process ignores, and

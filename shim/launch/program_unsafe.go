@@ -41,12 +41,11 @@ type run struct {
 	mask       uint64  // all signals
 	failed     uintptr // address of the op that failed, or 0
 	errno      uintptr
-	join, own  int   // descriptors: the pid namespace of the child, or -1, and that of this process
-	joined     int   // what entering join gave
-	left       int   // what entering own again gave
-	tid        int32 // the final process's id in the parent's pid namespace, after a second clone
+	join, own  int // descriptors: the pid namespace of the child, or -1, and that of this process
+	joined     int // what entering join gave
+	left       int // what entering own again gave
 	pidfd      int32
-	args       [2]cloneArgs
+	args       cloneArgs
 }
 
 // cloneArgs is struct clone_args up to its cgroup field (Linux 5.7).
@@ -82,6 +81,7 @@ type program struct {
 	names   []opName
 	err     error
 	private bool // the child shares the parent's memory (CLONE_VM)
+	tidAt   int  // where the second clone stores the new process's id; 0 without one
 }
 
 const dataStart = int(unsafe.Sizeof(run{})) + maxOps*int(unsafe.Sizeof(op{}))
@@ -239,21 +239,29 @@ func (p *program) filter(prog []unix.SockFilter) uintptr {
 	return p.words(uintptr(len(prog)), p.addr(off))
 }
 
-// secondClone appends a clone3(CLONE_PARENT) after which only the new process
-// goes on; its id in the namespace of the first is found by [program.tid].
+// secondClone appends a clone after which only the new process goes on, as our
+// child (CLONE_PARENT, which takes the first clone's exit signal). Its id in the
+// namespace of the first is found by [program.tid]. It is clone(2), which seccomp
+// profiles allow by its flags, where they refuse clone3(2), whose flags a filter
+// cannot see. The id lies in a page that the new process does not get: others
+// may trace it from its first instruction, and must not choose whom we take for it.
 func (p *program) secondClone(flags uintptr) {
-	r := p.run()
-	r.args[1] = cloneArgs{
-		// CLONE_PARENT takes no exit signal of its own: the first clone's is used.
-		flags:     uint64(flags) | unix.CLONE_PARENT | unix.CLONE_PARENT_SETTID,
-		parentTID: uint64(uintptr(unsafe.Pointer(&r.tid))),
+	page := int(pageSize)
+	p.tidAt = (p.space(2*page) + page - 1) &^ (page - 1)
+	at := p.addr(p.tidAt)
+	if flags&unix.CLONE_VM == 0 {
+		p.do("keep the new process's id", unix.SYS_MADVISE, at, pageSize, unix.MADV_DONTFORK)
 	}
-	p.add(opName{"clone into namespaces", ""}, opMiddle, unix.SYS_CLONE3,
-		uintptr(unsafe.Pointer(&r.args[1])), unsafe.Sizeof(cloneArgs{}))
+	p.add(opName{"clone into namespaces", ""}, opMiddle, unix.SYS_CLONE, flags|unix.CLONE_PARENT|unix.CLONE_PARENT_SETTID, 0, at)
 }
 
 // tid is the id of the process made by the second clone, or 0.
-func (p *program) tid() int { return int(p.run().tid) }
+func (p *program) tid() int {
+	if p.tidAt == 0 || p.mem == nil {
+		return 0
+	}
+	return int(*(*int32)(unsafe.Pointer(&p.mem[p.tidAt])))
+}
 
 // result is what op i returned.
 func (p *program) result(i int) (uintptr, unix.Errno) {
@@ -265,14 +273,15 @@ func (p *program) result(i int) (uintptr, unix.Errno) {
 }
 
 // failure gives the index of the operation that ended the child and its error,
-// or -1 if none failed.
+// or -1 if none failed. Who traces the child can have written anything here.
 func (p *program) failure() (int, unix.Errno) {
 	r := p.run()
 	if r.failed == 0 {
 		return -1, 0
 	}
 	// By the child's address of the arena, which may lie elsewhere here.
-	return int((r.failed - r.first) / unsafe.Sizeof(op{})), unix.Errno(r.errno)
+	i := int((r.failed - r.first) / unsafe.Sizeof(op{}))
+	return max(0, min(i, len(p.names)-1)), unix.Errno(r.errno)
 }
 
 // failureError names the operation that ended the child; nil if none failed.
@@ -308,14 +317,14 @@ func (p *program) clone(flags uintptr, cgroup, pidNS int) (pid, pidfd int, err e
 		}
 		defer unix.Close(r.own)
 	}
-	r.args[0] = cloneArgs{
+	r.args = cloneArgs{
 		flags:      uint64(flags) | unix.CLONE_PIDFD | unix.CLONE_CLEAR_SIGHAND,
 		pidfd:      uint64(uintptr(unsafe.Pointer(&r.pidfd))),
 		exitSignal: uint64(unix.SIGCHLD),
 	}
 	if cgroup >= 0 {
-		r.args[0].flags |= unix.CLONE_INTO_CGROUP
-		r.args[0].cgroup = uint64(cgroup)
+		r.args.flags |= unix.CLONE_INTO_CGROUP
+		r.args.cgroup = uint64(cgroup)
 	}
 	child, errno := p.cloneAlone()
 	if r.left != 0 {
@@ -365,7 +374,7 @@ func (p *program) cloneAlone() (pid, errno uintptr) {
 		defer cloning.Unlock()
 		p.leaveBehind()
 	}
-	return cloneLoop(r, &r.args[0], unsafe.Sizeof(cloneArgs{}))
+	return cloneLoop(r, &r.args, unsafe.Sizeof(cloneArgs{}))
 }
 
 // leaveBehind marks all memory but the loop and the arena as what a child does

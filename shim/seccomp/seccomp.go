@@ -145,6 +145,8 @@ type action uint32
 
 const (
 	killThread = action(unix.SECCOMP_RET_KILL_THREAD)
+	allow      = action(unix.SECCOMP_RET_ALLOW)
+	log        = action(unix.SECCOMP_RET_LOG)
 	enosys     = action(unix.SECCOMP_RET_ERRNO) | action(unix.ENOSYS)
 	actionFull = 0xffff0000
 )
@@ -170,9 +172,9 @@ func actionOf(name specs.LinuxSeccompAction, ret *uint) (action, error) {
 	case specs.ActTrace:
 		return unix.SECCOMP_RET_TRACE | code, nil
 	case specs.ActAllow:
-		return unix.SECCOMP_RET_ALLOW, nil
+		return allow, nil
 	case specs.ActLog:
-		return unix.SECCOMP_RET_LOG, nil
+		return log, nil
 	case specs.ActNotify:
 		return unix.SECCOMP_RET_USER_NOTIF, nil
 	}

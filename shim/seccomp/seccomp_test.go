@@ -18,7 +18,7 @@ type call struct {
 	args         [6]uint64
 }
 
-// run is the kernel's classic BPF machine, as far as filters use it.
+// run gives the verdict on a call.
 func run(t testing.TB, p program, c call) action {
 	t.Helper()
 	data := binary.LittleEndian.AppendUint32(nil, c.number)
@@ -27,39 +27,11 @@ func run(t testing.TB, p program, c call) action {
 	for _, a := range c.args {
 		data = binary.LittleEndian.AppendUint64(data, a)
 	}
-	var acc uint32
-	for pc := 0; pc < len(p); pc++ {
-		i := p[pc]
-		var holds bool
-		switch i.Code {
-		case opLoad:
-			acc = binary.LittleEndian.Uint32(data[i.K:])
-			continue
-		case opAnd:
-			acc &= i.K
-			continue
-		case opJump:
-			pc += int(i.K)
-			continue
-		case opReturn:
-			return action(i.K)
-		case opEqual:
-			holds = acc == i.K
-		case opGreater:
-			holds = acc > i.K
-		case opGreaterEqual:
-			holds = acc >= i.K
-		default:
-			t.Fatalf("instruction %d has code %#x", pc, i.Code)
-		}
-		if holds {
-			pc += int(i.Jt)
-		} else {
-			pc += int(i.Jf)
-		}
+	a, ok := answer(p, data)
+	if !ok {
+		t.Fatal("the program has no answer")
 	}
-	t.Fatal("the program runs off its end")
-	return 0
+	return a
 }
 
 // holds is the meaning of a profile's condition.
@@ -513,4 +485,33 @@ func FuzzTreeEqualsReference(f *testing.F) {
 		r := rand.New(rand.NewPCG(a, b))
 		checkProfile(t, randomProfile(r), r)
 	})
+}
+
+func TestAllows(t *testing.T) {
+	f, err := Compile(&specs.LinuxSeccomp{DefaultAction: specs.ActErrno, Syscalls: []specs.LinuxSyscall{
+		{Names: []string{"read"}, Action: specs.ActAllow},
+		{Names: []string{"write"}, Action: specs.ActLog},
+		{Names: []string{"clone"}, Action: specs.ActAllow, Args: []specs.LinuxSeccompArg{{Index: 0, Op: specs.OpMaskedEqual, Value: 0x7e020000}}},
+		{Names: []string{"setsid"}, Action: specs.ActTrace},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		number uint32
+		arg    uint64
+		want   bool
+	}{
+		{unix.SYS_READ, 0, true}, {unix.SYS_WRITE, 0, true}, {unix.SYS_SETSID, 0, false}, {unix.SYS_EXECVE, 0, false},
+		{unix.SYS_CLONE, unix.CLONE_PARENT, true}, {unix.SYS_CLONE, unix.CLONE_NEWUSER, false},
+	} {
+		if got := f.Allows(tt.number, tt.arg); got != tt.want {
+			t.Errorf("call %d(%#x) is allowed: %v", tt.number, tt.arg, got)
+		}
+	}
+	for _, broken := range []program{{}, {load(64)}, {{Code: opJump, K: 9}}, {{Code: 0xff}}} {
+		if (&Filter{Program: broken}).Allows(0) {
+			t.Errorf("program %v allows", broken)
+		}
+	}
 }
