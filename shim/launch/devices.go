@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -73,13 +75,27 @@ func parseDevice(d *specs.LinuxDevice) (device, error) {
 	return out, nil
 }
 
-// devices makes the nodes and links of /dev, unless /dev is the host's or
-// another directory bound there.
+// devices makes the nodes of the spec, and the nodes and links of /dev that every
+// container has. Where /dev is the host's, or another directory bound there,
+// nothing is made below it.
 func (a *assembly) devices() error {
-	for i := range a.sources {
-		if s := &a.sources[i]; s.opts.bind && path.Clean(s.spec.Destination) == "/dev" {
-			return nil
+	bound := a.bindsDev()
+	given := map[string]bool{}
+	for i := range a.spec.Linux.Devices {
+		d, err := parseDevice(&a.spec.Linux.Devices[i])
+		if err != nil {
+			return err
 		}
+		given[path.Clean(d.path)] = true
+		if bound && strings.HasPrefix(path.Clean(d.path), "/dev/") {
+			continue
+		}
+		if err := a.makeDevice(&d); err != nil {
+			return fmt.Errorf("make device %s: %w", d.path, err)
+		}
+	}
+	if bound {
+		return nil
 	}
 	dev, err := safepath.MkdirAll(a.root, "/dev", 0o755)
 	if err != nil {
@@ -88,16 +104,10 @@ func (a *assembly) devices() error {
 	defer unix.Close(dev)
 	for i := range defaultDevices {
 		d := &defaultDevices[i]
-		if err := a.makeNode(dev, path.Base(d.path), d); err != nil {
-			return fmt.Errorf("make device %s: %w", d.path, err)
+		if given[d.path] {
+			continue
 		}
-	}
-	for i := range a.spec.Linux.Devices {
-		d, err := parseDevice(&a.spec.Linux.Devices[i])
-		if err != nil {
-			return err
-		}
-		if err := a.makeDevice(&d); err != nil {
+		if err := a.makeDefault(dev, path.Base(d.path), d); err != nil {
 			return fmt.Errorf("make device %s: %w", d.path, err)
 		}
 	}
@@ -112,6 +122,11 @@ func (a *assembly) devices() error {
 	return nil
 }
 
+// bindsDev says whether the spec binds a directory to /dev.
+func (a *assembly) bindsDev() bool {
+	return slices.ContainsFunc(a.sources, func(s source) bool { return s.opts.bind && path.Clean(s.spec.Destination) == "/dev" })
+}
+
 func (a *assembly) makeDevice(d *device) error {
 	dir, err := safepath.MkdirAll(a.root, path.Dir(d.path), 0o755)
 	if err != nil {
@@ -121,18 +136,31 @@ func (a *assembly) makeDevice(d *device) error {
 	return a.makeNode(dir, path.Base(d.path), d)
 }
 
+// makeDefault makes a node that every container has, in place of what else is
+// there: an image must not choose what /dev/null is.
+func (a *assembly) makeDefault(dir int, name string, d *device) error {
+	err := a.makeNode(dir, name, d)
+	if !errors.Is(err, unix.EEXIST) {
+		return err
+	}
+	if err := unix.Unlinkat(dir, name, 0); err != nil {
+		return err
+	}
+	return a.makeNode(dir, name, d)
+}
+
+// is says whether a file is the device.
+func (d *device) is(st *unix.Stat_t) bool { return st.Mode&unix.S_IFMT == d.kind && st.Rdev == d.dev }
+
 // makeNode makes one node in an open directory. One of the same kind and
-// number that is there stays; another is replaced, for an image must not
-// choose what /dev/null is.
+// number that is there stays; another file is an error (config-linux.md, "Devices").
 func (a *assembly) makeNode(dir int, name string, d *device) error {
 	var st unix.Stat_t
 	if unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil {
-		if st.Mode&unix.S_IFMT == d.kind && st.Rdev == d.dev {
+		if d.is(&st) {
 			return nil
 		}
-		if err := unix.Unlinkat(dir, name, 0); err != nil {
-			return err
-		}
+		return fmt.Errorf("another file is there: %w", unix.EEXIST)
 	}
 	err := unix.Mknodat(dir, name, d.kind|d.mode, int(d.dev))
 	if err == unix.EPERM && d.kind != unix.S_IFIFO {
@@ -141,19 +169,36 @@ func (a *assembly) makeNode(dir int, name string, d *device) error {
 	if err != nil {
 		return err
 	}
-	// The node's mode was cut by our umask.
-	if err := unix.Fchmodat(dir, name, d.mode, 0); err != nil {
+	if err := injected("own device"); err != nil {
 		return err
 	}
+	return a.ownNode(dir, name, d)
+}
+
+// ownNode gives a new node its owner, and its mode, which our umask has cut. The
+// directory may be of a volume whose other users have put something else in its
+// place meanwhile, a link to a file of the host say: only the node is changed.
+func (a *assembly) ownNode(dir int, name string, d *device) error {
 	uid, uidOK := hostID(a.uids, d.uid)
 	gid, gidOK := hostID(a.gids, d.gid)
 	if !uidOK || !gidOK {
 		return fmt.Errorf("owner %d:%d is not mapped: %w", d.uid, d.gid, unix.EINVAL)
 	}
-	if uid == 0 && gid == 0 {
-		return nil
+	node, err := unix.Openat(dir, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
 	}
-	return unix.Fchownat(dir, name, int(uid), int(gid), unix.AT_SYMLINK_NOFOLLOW)
+	defer unix.Close(node)
+	var st unix.Stat_t
+	if err := unix.Fstat(node, &st); err != nil || !d.is(&st) {
+		return fmt.Errorf("another file has taken its place: %w", errors.Join(err, unix.EEXIST))
+	}
+	if uid != 0 || gid != 0 {
+		if err := unix.Fchownat(node, "", int(uid), int(gid), unix.AT_EMPTY_PATH); err != nil {
+			return err
+		}
+	}
+	return unix.Chmod(fdPath(node), d.mode)
 }
 
 // bindNode puts the host's node in place where none may be made.
@@ -164,7 +209,7 @@ func (a *assembly) bindNode(dir int, name string, d *device) error {
 	}
 	defer unix.Close(mount)
 	var st unix.Stat_t
-	if err := unix.Fstat(mount, &st); err != nil || st.Mode&unix.S_IFMT != d.kind || st.Rdev != d.dev {
+	if err := unix.Fstat(mount, &st); err != nil || !d.is(&st) {
 		return fmt.Errorf("the host's %s is another device: %w", d.path, errors.Join(err, unix.ENODEV))
 	}
 	file, err := unix.Openat(dir, name, unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_RDONLY, 0)
