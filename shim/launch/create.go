@@ -123,7 +123,7 @@ func (k *creation) makeGroups() error {
 	if err != nil {
 		return err
 	}
-	if res := k.cfg.Spec.Linux.Resources; res != nil {
+	if res := withDefaultDevices(k.cfg.Spec.Linux.Resources); res != nil {
 		if err := k.c.group.Limit(res); err != nil {
 			return err
 		}

@@ -41,6 +41,29 @@ var defaultLinks = [...]struct{ name, to string }{
 	{"ptmx", "pts/ptmx"},
 }
 
+// withDefaultDevices is the resources with the right to what every container has
+// (config-linux.md, "Default Devices"), its terminals, and mknod(2) of anything,
+// behind the spec's own rules. A spec that denies all devices and allows none of
+// these is what runc and crun take so, and what "spec" writes. One without rules
+// leaves the devices as they are.
+func withDefaultDevices(res *specs.LinuxResources) *specs.LinuxResources {
+	if res == nil || len(res.Devices) == 0 {
+		return res
+	}
+	char := func(major, minor int64) specs.LinuxDeviceCgroup {
+		return specs.LinuxDeviceCgroup{Allow: true, Type: "c", Major: &major, Minor: &minor, Access: "rwm"}
+	}
+	const anyNumber = -1
+	more := *res
+	more.Devices = append(res.Devices[:len(res.Devices):len(res.Devices)],
+		specs.LinuxDeviceCgroup{Allow: true, Type: "c", Access: "m"}, specs.LinuxDeviceCgroup{Allow: true, Type: "b", Access: "m"},
+		char(5, 1), char(5, 2), char(136, anyNumber)) // console, ptmx, pts
+	for _, d := range defaultDevices {
+		more.Devices = append(more.Devices, char(int64(unix.Major(d.dev)), int64(unix.Minor(d.dev))))
+	}
+	return &more
+}
+
 func parseDevice(d *specs.LinuxDevice) (device, error) {
 	out := device{path: d.Path, mode: 0o666}
 	switch d.Type {

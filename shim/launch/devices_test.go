@@ -2,6 +2,7 @@ package launch
 
 import (
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -79,5 +80,22 @@ func TestDevicesBesideABoundDev(t *testing.T) {
 	}
 	if entries, err := os.ReadDir(dev); len(entries) != 0 || err != nil {
 		t.Errorf("the host's directory: %v, %v", entries, err)
+	}
+}
+
+// TestDefaultDevicesAreAllowed: rules that deny all leave what every container has.
+func TestDefaultDevicesAreAllowed(t *testing.T) {
+	f := newFixture(t, "open", "/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/ptmx", "/dev/console", "/dev/fuse")
+	f.spec.Process.Terminal = true
+	f.spec.Linux.Resources.Devices = []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}}
+	f.spec.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/fuse", Type: "c", Major: 10, Minor: 229}}
+	c := f.create()
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var out strings.Builder
+	io.Copy(&out, c.Init().Console()) // ends with EIO
+	if strings.Count(out.String(), ": <nil>") != 7 || !strings.Contains(out.String(), "/dev/fuse: open /dev/fuse: operation not permitted") {
+		t.Errorf("opens %s", out.String())
 	}
 }

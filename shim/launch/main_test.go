@@ -129,6 +129,11 @@ func probe(args []string) {
 	case "write":
 		err := os.WriteFile(args[1], []byte("x\n"), 0o644)
 		fmt.Println(err)
+	case "open":
+		for _, name := range args[1:] {
+			_, err := os.OpenFile(name, os.O_RDWR|unix.O_NOCTTY, 0)
+			fmt.Printf("%s: %v\n", name, err)
+		}
 	case "stat":
 		for _, name := range args[1:] {
 			var st unix.Stat_t

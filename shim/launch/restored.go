@@ -27,7 +27,7 @@ func Reserve(cfg Config) (*Container, error) {
 	if c.host, err = cgroup.Detect(); err != nil {
 		return nil, fmt.Errorf("create container %s: find cgroups: %w", cfg.ID, err)
 	}
-	if c.group, err = c.host.Claim(cgroupPath(&cfg), cfg.Spec.Linux.Resources); err != nil {
+	if c.group, err = c.host.Claim(cgroupPath(&cfg), withDefaultDevices(cfg.Spec.Linux.Resources)); err != nil {
 		return nil, fmt.Errorf("create container %s: %w", cfg.ID, err)
 	}
 	return c, nil
