@@ -199,9 +199,12 @@ func passFIFO(name string) error {
 	if err != nil {
 		return &os.PathError{Op: "write to gate", Path: name, Err: err}
 	}
-	for {
+	for late := time.Now().Add(launchTimeout); ; {
 		events := []unix.PollFd{{Fd: int32(reader)}}
-		_, err := unix.Poll(events, -1)
+		n, err := unix.Poll(events, int(max(0, time.Until(late).Milliseconds())))
+		if n == 0 && err == nil {
+			return fmt.Errorf("process at %s has not come to its program: %w", name, os.ErrDeadlineExceeded)
+		}
 		if err == nil && events[0].Revents&unix.POLLHUP != 0 {
 			return nil
 		}

@@ -123,7 +123,7 @@ func (l *launching) left() error {
 		return err
 	}
 	proc := l.current()
-	_, _ = proc.reap(0)
+	proc.collect()
 	if proc.status.Signaled() {
 		return fmt.Errorf("process died while it was set up: %s", unix.SignalName(proc.status.Signal()))
 	}
@@ -155,7 +155,10 @@ func (l *launching) execed() error {
 	_, err := l.link.await(0)
 	if !errors.Is(err, errLeft) {
 		l.abort()
-		return errors.Join(err, unix.EPROTO)
+		if err == nil {
+			err = unix.EPROTO // a message that no program sends there
+		}
+		return err
 	}
 	if err = l.execError(l.plan); err == nil {
 		err = l.adopt()

@@ -3,6 +3,8 @@ package launch
 import (
 	"errors"
 	"fmt"
+	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -14,11 +16,22 @@ type link struct{ fd int }
 // errLeft says that the child has left its program.
 var errLeft = errors.New("process left its launch program")
 
+// launchTimeout bounds the wait for a child's next message, and for its execve. A
+// process of the container can stop the child (SIGSTOP), and an image can lie on a
+// filesystem that does not answer.
+var launchTimeout = time.Minute
+
 // newLink makes the pair: our end, and the child's, which the caller closes
 // right after the clone, lest end of file never comes.
 func newLink() (link, int, error) {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
+		return link{-1}, -1, fmt.Errorf("make launch socket: %w", err)
+	}
+	timeout := unix.NsecToTimeval(launchTimeout.Nanoseconds())
+	if err := unix.SetsockoptTimeval(pair[0], unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout); err != nil {
+		unix.Close(pair[0])
+		unix.Close(pair[1])
 		return link{-1}, -1, fmt.Errorf("make launch socket: %w", err)
 	}
 	return link{pair[0]}, pair[1], nil
@@ -36,6 +49,9 @@ func (l link) await(n int) ([]int, error) {
 		// Reset: it has left without reading all that we had sent.
 		if err == unix.ECONNRESET || err == nil && got == 0 {
 			return nil, errLeft
+		}
+		if err == unix.EAGAIN {
+			return nil, fmt.Errorf("launching process has not answered for %v: %w", launchTimeout, os.ErrDeadlineExceeded)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("receive from launching process: %w", err)

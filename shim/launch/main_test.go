@@ -142,6 +142,8 @@ func probe(args []string) {
 		}
 	case "seize":
 		seize()
+	case "stop":
+		stop()
 	case "tty":
 		ws, err := unix.IoctlGetWinsize(0, unix.TIOCGWINSZ)
 		sid, _ := unix.Getsid(0)

@@ -121,11 +121,23 @@ func (p *Process) waitFor(timeout time.Duration) (unix.WaitStatus, error) {
 // kill ends the process and reaps it: what every failed launch does.
 func (p *Process) kill() {
 	_ = p.Signal(unix.SIGKILL)
-	_, _ = p.reap(0)
-	p.pidfd.Close()
+	p.collect()
 	if p.console != nil {
 		p.console.Close()
 	}
+}
+
+// collect reaps a process that has been ended. One that another process of its
+// container traces is not there to be reaped until that has taken note (ptrace(2)),
+// which is waited for in the background: it ends with the pid namespace at the latest.
+func (p *Process) collect() {
+	_ = p.pidfd.SetReadDeadline(time.Now().Add(endTimeout))
+	if _, err := p.Wait(); errors.Is(err, os.ErrDeadlineExceeded) {
+		_ = p.pidfd.SetReadDeadline(time.Time{})
+		go p.Wait()
+		return
+	}
+	p.pidfd.Close()
 }
 
 // exited says whether the process has ended, reaped or not: its pidfd is
