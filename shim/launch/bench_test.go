@@ -74,14 +74,18 @@ func BenchmarkCreateStart(b *testing.B) {
 	}
 }
 
-// BenchmarkExec is an exec until execve has happened, by shared and by copied memory.
+// BenchmarkExec is an exec until execve has happened: by shared memory, with a
+// score of its own, by copied memory, and where it may be traced.
 func BenchmarkExec(b *testing.B) {
-	for _, way := range []string{"shared", "copied"} {
+	for _, way := range []string{"shared", "scored", "copied", "late"} {
 		b.Run(way, func(b *testing.B) {
 			f := newFixture(b, "wait")
 			old := kernel
 			defer func() { kernel = old }()
 			kernel.noSharedMemory = way == "copied"
+			if way == "late" {
+				f.mayTrace()
+			}
 			io := f.pipes()
 			f.cfg.Stdio = io
 			c, err := Create(f.cfg)
@@ -99,6 +103,10 @@ func BenchmarkExec(b *testing.B) {
 			}
 			p := *f.spec.Process
 			p.Args = []string{"/probe", "exit", "0"}
+			if way == "scored" {
+				score := 100
+				p.OOMScoreAdj = &score
+			}
 			var execed times
 			for b.Loop() {
 				begin := time.Now()

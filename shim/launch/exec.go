@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -59,7 +60,7 @@ func (c *Container) exec(p *specs.Process, file string, io Stdio, group *cgroup.
 	c.noteCaps(pl)
 	c.launches.RLock()
 	defer c.launches.RUnlock()
-	e := execution{c: c, fds: &fds, group: group}
+	e := execution{c: c, fds: &fds, group: group, score: c.scoreOf(p)}
 	var taken undo.Stack
 	defer taken.Run()
 	if err := e.streams(pl, io, fds.add(devpts), &taken); err != nil {
@@ -78,15 +79,20 @@ func (c *Container) exec(p *specs.Process, file string, io Stdio, group *cgroup.
 	}
 	taken.Keep()
 	e.proc.console = e.console
+	return e.proc, nil
+}
+
+// scoreOf is the oom_score_adj to write for a process run in the container, "" if
+// it is that of this process, which a child has anyway, or none is asked for.
+func (c *Container) scoreOf(p *specs.Process) string {
 	score := p.OOMScoreAdj
 	if score == nil {
 		score = c.spec.Process.OOMScoreAdj
 	}
-	if err := setOOMScore(e.proc.pid, score); err != nil {
-		e.proc.kill()
-		return nil, err
+	if score == nil || strconv.Itoa(*score) == ownScore() {
+		return ""
 	}
-	return e.proc, nil
+	return strconv.Itoa(*score)
 }
 
 // roots gives descriptors of the root and of devpts for one exec, so that
@@ -119,13 +125,16 @@ func (c *Container) roots() (root, devpts int, err error) {
 // (CLONE_VM), which spares the copy of the page tables. Not so where
 //   - the memory controller is on cgroup v2: the child is in the group from the
 //     start, and an OOM kill of the group (memory.oom.group) would kill everyone
-//     with that memory, unless this process, and so the child, is exempt;
+//     with that memory, unless this process is exempt, and so is the child;
 //   - a process that sees the child may trace it, and so reach this process. In
 //     a pid namespace shared with others nobody knows;
 //   - a time namespace is to be joined: the kernel wants memory of its own;
 //   - the child waits until an agent has its seccomp listener.
-func (c *Container) mayShareMemory(tasks int) bool {
-	if kernel.noSharedMemory || c.filter != nil && c.filter.Notify || tasks < lateJoins && !exemptFromOOM() || c.ns.all()&cloneNewTime != 0 {
+func (c *Container) mayShareMemory(tasks int, score string) bool {
+	if kernel.noSharedMemory || c.filter != nil && c.filter.Notify || c.ns.all()&cloneNewTime != 0 {
+		return false
+	}
+	if tasks < lateJoins && (score != "" || ownScore() != exemptScore) {
 		return false
 	}
 	return !c.mayTraceChild() && (c.ns.userNS() || c.ns.fresh&unix.CLONE_NEWPID != 0)
@@ -138,12 +147,18 @@ func (c *Container) mayTraceChild() bool {
 	return c.ns.exposed || c.ns.all()&unix.CLONE_NEWPID != 0 && !c.ns.userNS() && c.mayTrace.Load()
 }
 
-// exemptFromOOM says whether the kernel never kills this process for memory. A
-// child inherits that until its own score is written, after execve.
-func exemptFromOOM() bool {
+// exemptScore is the oom_score_adj of a process that the kernel never kills for
+// memory.
+const exemptScore = "-1000"
+
+// ownScore is this process's oom_score_adj; "" if it cannot be read.
+func ownScore() string {
 	var buf [16]byte
 	score, err := readSmall("/proc/self/oom_score_adj", buf[:])
-	return err == nil && strings.TrimSpace(string(score)) == "-1000"
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(score))
 }
 
 // noteCaps remembers that a process of the container may trace others. Children
@@ -162,6 +177,7 @@ type execution struct {
 	c       *Container
 	group   *cgroup.Group // below the container's, or nil
 	fds     *fdList
+	score   string // oom_score_adj to write, or ""
 	std     [3]int
 	files   files
 	classes []taskFile
@@ -252,7 +268,7 @@ func (e *execution) clone(pl *plan, root int, taken *undo.Stack) error {
 		inherited = append(inherited, e.fds.add(procfs))
 	}
 	var childEnd int
-	e.launching, childEnd, err = newLaunching(c.mayShareMemory(len(joins.Tasks)), inherited)
+	e.launching, childEnd, err = newLaunching(c.mayShareMemory(len(joins.Tasks), e.score), inherited)
 	if err != nil {
 		return err
 	}
@@ -263,6 +279,11 @@ func (e *execution) clone(pl *plan, root int, taken *undo.Stack) error {
 	if joins.Into != nil {
 		into = int(joins.Into.Fd())
 	}
+	aside := e.private && e.score != ""
+	if aside {
+		e.standAside(pidfd)
+	}
+	e.writeScore()
 	e.keepFiles(e.files)
 	late := e.inheritance(joins, &procfs)
 	e.member(pidfd, root)
@@ -274,12 +295,39 @@ func (e *execution) clone(pl *plan, root int, taken *undo.Stack) error {
 	}
 	e.finish(pl, uintptr(max(procfs, 0)), joinLate(len(late)-1, "cpu"), joinLate(len(late)-2, "memory"))
 	pidNS := -1
-	if c.ns.all()&unix.CLONE_NEWPID != 0 && !e.late {
+	if c.ns.all()&unix.CLONE_NEWPID != 0 && !e.late && !aside {
 		pidNS = pidfd
 	}
-	err = e.launching.clone(0, pidNS, into, e.late)
+	err = e.launching.clone(0, pidNS, into, e.late || aside)
 	unix.Close(childEnd)
 	return c.endedOr(err)
+}
+
+// standAside appends a second clone after which the first process waits until the
+// second has called execve (CLONE_VFORK). What is written to the oom_score_adj of
+// a process that shares its memory otherwise is written to those of all that
+// share it, which means us (Linux 4.8). The first one stays out of the container's
+// pid namespace: killed there, it would wait no more.
+func (e *execution) standAside(pidfd int) {
+	if e.c.ns.all()&unix.CLONE_NEWPID != 0 {
+		e.do("join pid namespace of the container", unix.SYS_SETNS, uintptr(pidfd), unix.CLONE_NEWPID)
+	}
+	e.secondClone(unix.CLONE_VM | unix.CLONE_VFORK)
+}
+
+// writeScore appends writing the process's oom_score_adj: before execve, since a
+// program that forks at once hands on what it has, and before a user namespace is
+// joined, from which it cannot be lowered; without CAP_SYS_RESOURCE it cannot be
+// either, and the process runs without. That descriptor 0, which gets its
+// stream only then, is closed makes it the one that open(2) gives.
+func (e *execution) writeScore() {
+	if e.score == "" {
+		return
+	}
+	name := opName{"write oom_score_adj", e.score}
+	e.add(name, opIgnore, unix.SYS_CLOSE, 0)
+	e.add(name, 0, unix.SYS_OPENAT, atCWD, e.str("/proc/self/oom_score_adj"), unix.O_WRONLY|unix.O_CLOEXEC)
+	e.add(name, opIgnore, unix.SYS_WRITE, 0, e.str(e.score), uintptr(len(e.score)))
 }
 
 // endedOr says of a failure that it is the container's end, if that has come: a

@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -54,4 +56,47 @@ func TestExecOfAStoppedChild(t *testing.T) {
 		proc.kill()
 	}
 	t.Error("no child was stopped before its execve")
+}
+
+// TestExecScore: a process has its oom_score_adj from its first instruction, and
+// this process keeps its own.
+func TestExecScore(t *testing.T) {
+	for _, way := range []struct {
+		name string
+		set  func(f *fixture)
+	}{
+		{"shared memory", func(*fixture) {}},
+		{"memory of its own", func(*fixture) { kernel.noSharedMemory = true }},
+		{"born late", (*fixture).mayTrace},
+		{"user namespace", func(f *fixture) { f.userNS("") }},
+	} {
+		t.Run(way.name, func(t *testing.T) {
+			f := newFixture(t, "wait")
+			old := kernel
+			defer func() { kernel = old }()
+			way.set(f)
+			c := f.create()
+			if err := c.Start(); err != nil {
+				t.Fatal(err)
+			}
+			own, score := ownScore(), 321
+			f.spec.Process.OOMScoreAdj = &score
+			var written []string
+			fault := kernel.fault
+			kernel.fault = func(what string) bool {
+				written = append(written, what)
+				return fault != nil && fault(what)
+			}
+			if out := f.exec(c, "read", "/proc/self/oom_score_adj"); !strings.Contains(out, `"321\n"`) {
+				t.Errorf("sees %s", out)
+			}
+			exec := slices.Index(written, "exec /probe")
+			if at := slices.Index(written, "write oom_score_adj 321"); at < 0 || at > exec {
+				t.Errorf("operations: %s", strings.Join(written, ", "))
+			}
+			if now := ownScore(); now != own {
+				t.Errorf("our own score was %s and is %s", own, now)
+			}
+		})
+	}
 }

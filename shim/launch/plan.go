@@ -57,6 +57,9 @@ func newPlan(p *specs.Process, ctx planContext) (*plan, error) {
 	if !path.IsAbs(p.Cwd) {
 		return nil, fmt.Errorf("process.cwd %q is not absolute: %w", p.Cwd, unix.EINVAL)
 	}
+	if s := p.OOMScoreAdj; s != nil && (*s < -1000 || *s > 1000) {
+		return nil, fmt.Errorf("process.oomScoreAdj %d: %w", *s, unix.EINVAL)
+	}
 	own, err := ownCaps()
 	if err != nil {
 		return nil, err
