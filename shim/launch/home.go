@@ -7,8 +7,6 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/longshore/longshore/internal/safepath"
 )
 
 // maxPasswd bounds what is read of a container's /etc/passwd.
@@ -16,9 +14,13 @@ const maxPasswd = 1 << 20
 
 // homeOf looks a user's home directory up in the container's /etc/passwd; "/"
 // if there is none. The file is the image's: it is opened inside the root, and
-// no entry makes the look-up fail.
+// no entry makes the look-up fail. Nothing that is mounted in the root is looked
+// at: the container may have mounted it, and a FUSE file system need not answer.
 func homeOf(root int, uid uint32) string {
-	fd, err := safepath.Open(root, "/etc/passwd", unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+	fd, err := unix.Openat2(root, "/etc/passwd", &unix.OpenHow{
+		Flags:   unix.O_RDONLY | unix.O_NONBLOCK | unix.O_NOCTTY | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
+	})
 	if err != nil {
 		return "/"
 	}

@@ -299,6 +299,26 @@ func TestHome(t *testing.T) {
 	}
 }
 
+// TestHomeIsNotReadOverAMount: what the container mounts may never answer.
+func TestHomeIsNotReadOverAMount(t *testing.T) {
+	needRoot(t)
+	dir := t.TempDir()
+	os.Mkdir(dir+"/etc", 0o755)
+	if err := unix.Mount("tmpfs", dir+"/etc", "tmpfs", 0, "size=16k"); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Unmount(dir+"/etc", unix.MNT_DETACH)
+	os.WriteFile(dir+"/etc/passwd", []byte("b:x:7:7::/b:\n"), 0o644)
+	root, err := unix.Open(dir, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(root)
+	if got := homeOf(root, 7); got != "/" {
+		t.Errorf("home %s", got)
+	}
+}
+
 // FuzzProgram feeds specs to everything that writes a program: it may refuse
 // them, but not panic, and what it writes must stay inside its arena.
 func FuzzProgram(f *testing.F) {
