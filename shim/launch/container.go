@@ -93,8 +93,6 @@ type Container struct {
 	pending *launching // until Start
 	closed  bool
 	removed bool // the cgroup is
-
-	hookErrs []error // of hooks whose failure stops nothing
 }
 
 // Init is the container's first process.
@@ -105,7 +103,8 @@ func (c *Container) Cgroup() *cgroup.Group { return c.group }
 
 // Start opens the gate. It returns nil once execve has happened, and an error
 // that names what failed otherwise: it wraps [unix.ENOENT] if the command was
-// not found and [unix.EACCES] if it may not be run. The process has then ended.
+// not found and [unix.EACCES] if it may not be run, and is a [HookError] if a hook
+// has failed. The process has then ended.
 func (c *Container) Start() error {
 	c.mu.Lock()
 	l := c.pending
@@ -131,35 +130,42 @@ func (c *Container) Start() error {
 	if err := l.start(); err != nil {
 		return fmt.Errorf("start container %s: %w", c.id, err)
 	}
-	c.lateHooks("poststart", c.hooks().Poststart, specs.StateRunning)
+	if err := c.poststart(); err != nil {
+		c.init.kill()
+		return fmt.Errorf("start container %s: %w", c.id, err)
+	}
 	return nil
 }
 
 // Close releases what the container holds: the root, whose overlay may sync
 // its disk now, and the cgroup. Call it after the exit was reported; a process
-// that was never started is ended. Errors of poststart and poststop hooks,
-// which stop nothing, are among its errors. It may be called again, to remove a
+// that was never started is ended. Errors of poststop hooks, which run when all is
+// gone and stop nothing, are among its errors. It may be called again, to remove a
 // cgroup that still held a process.
 func (c *Container) Close() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	var errs []error
-	if !c.closed {
-		c.closed = true
-		c.release()
-		errs = c.hookErrs
-	}
 	if c.removed {
 		return nil
 	}
-	if err := c.group.Remove(); err != nil {
-		return errors.Join(append(errs, fmt.Errorf("remove cgroup of container %s: %w", c.id, err))...)
+	var released error
+	first := !c.closed
+	if first {
+		c.closed = true
+		released = c.release()
 	}
-	c.removed = true
-	return errors.Join(errs...)
+	err := c.group.Remove()
+	if err != nil {
+		err = fmt.Errorf("remove cgroup of container %s: %w", c.id, err)
+	}
+	c.removed = err == nil
+	if first {
+		return errors.Join(released, err, c.poststop())
+	}
+	return err
 }
 
-func (c *Container) release() {
+func (c *Container) release() error {
 	if c.pending != nil {
 		c.pending.abort()
 		c.pending = nil
@@ -172,12 +178,10 @@ func (c *Container) release() {
 			unix.Close(fd)
 		}
 	}
-	c.lateHooks("poststop", c.hooks().Poststop, specs.StateStopped)
 	if class, err := rdtClass(c.id, c.spec); err == nil && class != nil {
-		if err := class.Remove(); err != nil {
-			c.hookErrs = append(c.hookErrs, err)
-		}
+		return class.Remove()
 	}
+	return nil
 }
 
 // rdtClass is the container's class of Intel's RDT, nil if it names none.

@@ -27,6 +27,7 @@ type creation struct {
 	network  fdList    // the child's, which undoing needs until the end
 	made     []*source // what the child mounts
 	mounts   []int     // the same, once it has
+	hooked   bool      // hooks have been run
 	lookedUp []int     // indices of the operations that look for the command
 	fifo     *fifoGate // nil for a gate that dies with this process
 	// The child's numbers of descriptors it keeps; 0 for none.
@@ -46,6 +47,10 @@ func Create(cfg Config) (*Container, error) {
 	var taken undo.Stack
 	defer taken.Run()
 	if err := k.create(&taken); err != nil {
+		if k.hooked { // others than we may have something to take back
+			taken.Run()
+			err = errors.Join(err, c.poststop())
+		}
 		return nil, fmt.Errorf("create container %s: %w", cfg.ID, err)
 	}
 	taken.Keep()

@@ -8,7 +8,6 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/longshore/longshore/internal/atomicfile"
@@ -154,7 +153,10 @@ func (c *Container) openGate() error {
 		return errors.Join(err, c.init.WaitEnd(endTimeout))
 	}
 	removeGate(c.gate)
-	c.lateHooks("poststart", c.hooks().Poststart, specs.StateRunning)
+	if err := c.poststart(); err != nil {
+		_ = c.init.Signal(unix.SIGKILL)
+		return errors.Join(err, c.init.WaitEnd(endTimeout))
+	}
 	return nil
 }
 

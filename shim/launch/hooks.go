@@ -2,9 +2,11 @@ package launch
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -21,6 +23,17 @@ func hasRootHooks(h *specs.Hooks) bool {
 	return h != nil && len(h.Prestart)+len(h.CreateRuntime)+len(h.CreateContainer) > 0
 }
 
+// HookError is the failure of a hook, upon which the container is destroyed
+// (runtime.md, "Lifecycle").
+type HookError struct {
+	Name, Path string
+	Err        error
+}
+
+func (e *HookError) Error() string { return fmt.Sprintf("%s hook %s: %v", e.Name, e.Path, e.Err) }
+
+func (e *HookError) Unwrap() error { return e.Err }
+
 // rootHooks runs them while the child waits with its root attached, and lets
 // it go on.
 func (k *creation) rootHooks() error {
@@ -31,14 +44,23 @@ func (k *creation) rootHooks() error {
 	if _, err := k.await(0); err != nil {
 		return err
 	}
-	for _, hook := range append(h.Prestart[:len(h.Prestart):len(h.Prestart)], h.CreateRuntime...) {
-		if err := k.c.runHook("createRuntime", hook, specs.StateCreated, nil); err != nil {
-			return err
-		}
-	}
-	for _, hook := range h.CreateContainer {
-		if err := k.c.runHook("createContainer", hook, specs.StateCreated, k.proc); err != nil {
-			return err
+	k.hooked = true
+	for _, stage := range []struct {
+		name   string
+		hooks  []specs.Hook
+		status specs.ContainerState
+		member *Process
+	}{
+		// "created" is what runtime-tools wants there: the spec says no more than
+		// that what comes before is over (runtime.md, "State").
+		{"prestart", h.Prestart, specs.StateCreated, nil},
+		{"createRuntime", h.CreateRuntime, specs.StateCreating, nil},
+		{"createContainer", h.CreateContainer, specs.StateCreating, k.proc},
+	} {
+		for _, hook := range stage.hooks {
+			if err := k.c.runHook(stage.name, hook, stage.status, stage.member); err != nil {
+				return err
+			}
 		}
 	}
 	return k.pass()
@@ -47,13 +69,10 @@ func (k *creation) rootHooks() error {
 // startHooks runs what comes after the order to start and before the
 // program: as another process of the container.
 func (c *Container) startHooks() error {
-	if c.spec.Hooks == nil {
-		return nil
-	}
-	for _, hook := range c.spec.Hooks.StartContainer {
+	for _, hook := range c.hooks().StartContainer {
 		p := *c.spec.Process
 		p.Args, p.Env, p.Cwd, p.Terminal = hookArgs(&hook), hook.Env, "/", false
-		err := c.waitHook("startContainer", hook, specs.StateCreated, func(io Stdio) (*Process, error) {
+		err := c.waitHook("startContainer", hook, c.state(specs.StateCreated, true), func(io Stdio) (*Process, error) {
 			return c.exec(&p, hook.Path, io, nil)
 		})
 		if err != nil {
@@ -63,34 +82,43 @@ func (c *Container) startHooks() error {
 	return nil
 }
 
-// lateHooks runs hooks whose failure must not stop anything; [Container.Close]
-// returns their errors.
-func (c *Container) lateHooks(name string, hooks []specs.Hook, status specs.ContainerState) {
-	for _, hook := range hooks {
-		if err := c.runHook(name, hook, status, nil); err != nil {
-			c.hookErrs = append(c.hookErrs, err)
+// poststart runs what comes when the program runs.
+func (c *Container) poststart() error {
+	for _, hook := range c.hooks().Poststart {
+		if err := c.runHook("poststart", hook, specs.StateRunning, nil); err != nil {
+			return err
 		}
 	}
+	return nil
+}
+
+// poststop runs what comes when the container is gone. A failure stops nothing.
+func (c *Container) poststop() error {
+	var errs []error
+	for _, hook := range c.hooks().Poststop {
+		errs = append(errs, c.runHook("poststop", hook, specs.StateStopped, nil))
+	}
+	return errors.Join(errs...)
 }
 
 // runHook runs a program of the host, with member in the namespaces of that
-// process, all but the pid namespace.
+// process.
 func (c *Container) runHook(name string, hook specs.Hook, status specs.ContainerState, member *Process) error {
-	return c.waitHook(name, hook, status, func(io Stdio) (*Process, error) {
+	return c.waitHook(name, hook, c.state(status, member != nil), func(io Stdio) (*Process, error) {
 		return c.launchHook(hook, io, member)
 	})
 }
 
 // waitHook feeds a hook the state on its standard input and waits for it.
-func (c *Container) waitHook(name string, hook specs.Hook, status specs.ContainerState, start func(Stdio) (*Process, error)) error {
-	fail := func(err error) error { return fmt.Errorf("%s hook %s: %w", name, hook.Path, err) }
+func (c *Container) waitHook(name string, hook specs.Hook, state *specs.State, start func(Stdio) (*Process, error)) error {
+	fail := func(err error) error { return &HookError{name, hook.Path, err} }
 	if !filepath.IsAbs(hook.Path) {
 		return fail(fmt.Errorf("path is not absolute: %w", unix.EINVAL))
 	}
 	if hook.Timeout != nil && *hook.Timeout <= 0 {
 		return fail(fmt.Errorf("timeout %d s: %w", *hook.Timeout, unix.EINVAL))
 	}
-	in, err := c.stateFile(status)
+	in, err := stateFile(state)
 	if err != nil {
 		return fail(err)
 	}
@@ -136,14 +164,41 @@ func tail(out *os.File) string {
 	return ": " + strings.TrimSpace(string(buf[:n]))
 }
 
-// stateFile holds the state of the container as JSON (OCI runtime spec, "State").
-func (c *Container) stateFile(status specs.ContainerState) (*os.File, error) {
-	state := specs.State{
+// state is the container's state (runtime.md, "State"). A hook inside the container
+// is told the pid that it sees there.
+func (c *Container) state(status specs.ContainerState, inside bool) *specs.State {
+	state := &specs.State{
 		Version: specs.Version, ID: c.id, Status: status, Pid: c.init.Pid(), Bundle: c.bundle, Annotations: c.spec.Annotations,
 	}
-	if status == specs.StateStopped {
+	switch {
+	case status == specs.StateStopped:
 		state.Pid = 0
+	case inside:
+		state.Pid = innerPid(state.Pid)
 	}
+	return state
+}
+
+// innerPid is the id that a process has in its own pid namespace
+// (proc_pid_status(5), NSpid); the one it has here if that cannot be read.
+func innerPid(pid int) int {
+	status, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")
+	if err != nil {
+		return pid
+	}
+	_, after, _ := strings.Cut(string(status), "\nNSpid:")
+	line, _, _ := strings.Cut(after, "\n")
+	ids := strings.Fields(line)
+	if len(ids) == 0 {
+		return pid
+	}
+	if inner, err := strconv.Atoi(ids[len(ids)-1]); err == nil {
+		return inner
+	}
+	return pid
+}
+
+func stateFile(state *specs.State) (*os.File, error) {
 	data, err := json.Marshal(state)
 	if err != nil {
 		return nil, err
@@ -174,7 +229,8 @@ func hookArgs(hook *specs.Hook) []string {
 	return hook.Args
 }
 
-// launchHook starts a program of the host.
+// launchHook starts a program of the host. It is born into the pid namespace of
+// member, unless others there could trace it: it has the host's capabilities.
 func (c *Container) launchHook(hook specs.Hook, io Stdio, member *Process) (*Process, error) {
 	env := hook.Env
 	if env == nil {
@@ -214,7 +270,11 @@ func (c *Container) launchHook(hook specs.Hook, io Stdio, member *Process) (*Pro
 	l.setRlimits(limits)
 	l.resetSignals()
 	l.exec(l.plan)
-	err = l.clone(0, -1, -1, false)
+	pidNS := -1
+	if c.ns.all()&unix.CLONE_NEWPID != 0 && !c.ns.exposed {
+		pidNS = pidfd
+	}
+	err = l.clone(0, pidNS, -1, false)
 	unix.Close(childEnd)
 	if err != nil {
 		l.abort()

@@ -14,7 +14,8 @@ import (
 // hook writes what it sees to a file of the bundle.
 func (f *fixture) hook(name string) specs.Hook {
 	script := filepath.Join(f.bundle, name+".sh")
-	text := "#!/bin/sh\ncat > " + f.bundle + "/" + name + ".state\nreadlink /proc/self/ns/mnt > " + f.bundle + "/" + name +
+	text := "#!/bin/sh\ncat > " + f.bundle + "/" + name + ".state\nreadlink /proc/self/ns/pid > " + f.bundle + "/" + name +
+		".pidns\nls -d /sys/fs/cgroup" + f.spec.Linux.CgroupsPath + " /sys/fs/cgroup/*" + f.spec.Linux.CgroupsPath + " | grep -q . || echo yes > " + f.bundle + "/" + name + ".gone\nreadlink /proc/self/ns/mnt > " + f.bundle + "/" + name +
 		".ns\ntest -x " + f.bundle + "/rootfs/probe && echo yes > " + f.bundle + "/" + name + ".root\nexit 0\n"
 	if err := os.WriteFile(script, []byte(text), 0o755); err != nil {
 		f.t.Fatal(err)
@@ -69,7 +70,7 @@ func TestHooksRunInOrderAndPlace(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := map[string]specs.ContainerState{
-		"prestart": specs.StateCreated, "createRuntime": specs.StateCreated, "createContainer": specs.StateCreated,
+		"prestart": specs.StateCreated, "createRuntime": specs.StateCreating, "createContainer": specs.StateCreating,
 		"poststart": specs.StateRunning, "poststop": specs.StateStopped,
 	}
 	for _, name := range names {
@@ -77,7 +78,17 @@ func TestHooksRunInOrderAndPlace(t *testing.T) {
 		if state.ID != f.cfg.ID || state.Status != want[name] || state.Bundle != f.bundle || state.Annotations["a"] != "b" {
 			t.Errorf("%s: state %+v", name, state)
 		}
-		if inside := name == "createContainer"; inside == (ns == ownNS(t, "mnt")) || inside != root {
+		inside := name == "createContainer"
+		if pid := state.Pid; name != "poststop" && inside != (pid == 1) {
+			t.Errorf("%s: pid %d", name, pid)
+		}
+		if ns, _ := os.ReadFile(filepath.Join(f.bundle, name+".pidns")); inside == (strings.TrimSpace(string(ns)) == ownNS(t, "pid")) {
+			t.Errorf("%s: pid namespace %s", name, ns)
+		}
+		if _, err := os.Stat(filepath.Join(f.bundle, name+".gone")); (err == nil) != (name == "poststop") {
+			t.Errorf("%s: the control group is gone: %v", name, err == nil)
+		}
+		if inside == (ns == ownNS(t, "mnt")) || inside != root {
 			t.Errorf("%s: mount namespace %s, sees the root: %v", name, ns, root)
 		}
 	}
@@ -100,8 +111,11 @@ func TestFailingHookFailsCreate(t *testing.T) {
 			if err := os.WriteFile(tt.hook.Path, []byte("#!/bin/sh\n"+tt.script+"\n"), 0o755); err != nil {
 				t.Fatal(err)
 			}
-			f.spec.Hooks = &specs.Hooks{CreateRuntime: []specs.Hook{tt.hook}}
+			f.spec.Hooks = &specs.Hooks{CreateRuntime: []specs.Hook{tt.hook}, Poststop: []specs.Hook{f.hook("poststop")}}
 			_, err := Create(f.cfg)
+			if state, _, _ := f.hookState("poststop"); state.Status != specs.StateStopped {
+				t.Errorf("poststop: state %+v", state)
+			}
 			if err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("create: %v, want %q", err, tt.want)
 			}
@@ -109,5 +123,39 @@ func TestFailingHookFailsCreate(t *testing.T) {
 				t.Errorf("create: %v", err)
 			}
 		})
+	}
+}
+
+// TestFailingHookFailsStart: the process has ended then, and the hooks of its end
+// run when the container is closed.
+func TestFailingHookFailsStart(t *testing.T) {
+	for _, name := range []string{"startContainer", "poststart"} {
+		for _, gate := range []bool{false, true} {
+			f := newFixture(t, "pause")
+			if gate {
+				f.cfg.Gate = t.TempDir()
+			}
+			f.spec.Hooks = &specs.Hooks{Poststop: []specs.Hook{f.hook("poststop")}}
+			if name == "poststart" {
+				f.spec.Hooks.Poststart = []specs.Hook{{Path: "/bin/false"}}
+			} else {
+				f.spec.Hooks.StartContainer = []specs.Hook{{Path: "/probe", Args: []string{"/probe", "exit", "1"}}}
+			}
+			c := f.create()
+			err := c.Start()
+			if hook, ok := errors.AsType[*HookError](err); !ok || hook.Name != name {
+				t.Errorf("%s: start: %v", name, err)
+			}
+			if !c.Init().exited() {
+				t.Errorf("%s: the process lives", name)
+			}
+			c.Init().Wait()
+			if err := c.Close(); err != nil {
+				t.Error(err)
+			}
+			if state, _, _ := f.hookState("poststop"); state.Status != specs.StateStopped {
+				t.Errorf("poststop: state %+v", state)
+			}
+		}
 	}
 }

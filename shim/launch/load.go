@@ -121,10 +121,6 @@ func parseStartTime(stat []byte) (uint64, error) {
 	return strconv.ParseUint(string(fields[after]), 10, 64)
 }
 
-// HookError is what poststart and poststop hooks have failed with so far; it
-// stops nothing.
-func (c *Container) HookError() error { return errors.Join(c.hookErrs...) }
-
 // namespacesOf describes the namespaces a process is in: which are not ours.
 func namespacesOf(pid int, linux *specs.Linux) (*namespaces, error) {
 	n := &namespaces{closed: true}

@@ -334,30 +334,34 @@ func TestStateDuringSetUp(t *testing.T) {
 	}
 }
 
-// TestHooksThatFailLate: a warning, and the others go on.
+// TestHooksThatFailLate: after the program has begun a failure ends the container;
+// when it is gone it is a warning, and the others go on.
 func TestHooksThatFailLate(t *testing.T) {
-	f := newFixture(t, "say", "done")
-	list := filepath.Join(t.TempDir(), "hooks")
-	say := func(word string) specs.Hook {
-		return specs.Hook{Path: "/bin/sh", Args: []string{"sh", "-c", "echo " + word + " >>" + list}}
-	}
-	broken := specs.Hook{Path: "/bin/false"}
-	f.spec.Hooks = &specs.Hooks{
-		Prestart: []specs.Hook{say("prestart")}, Poststart: []specs.Hook{broken, say("poststart")}, Poststop: []specs.Hook{broken, say("poststop")},
-	}
-	f.create()
-	pid := f.state().Pid
-	for _, verb := range []string{"start", "delete"} {
-		if _, text, status := f.run(verb, f.id); status != 0 || !strings.Contains(text, "warning: ") {
-			t.Errorf("%s: status %d: %s", verb, status, text)
+	for _, poststart := range []bool{true, false} {
+		f := newFixture(t, "say", "done")
+		list := filepath.Join(t.TempDir(), "hooks")
+		say := func(word string) specs.Hook {
+			return specs.Hook{Path: "/bin/sh", Args: []string{"sh", "-c", "echo " + word + " >>" + list}}
 		}
-		if verb == "start" {
-			reap(t, pid)
+		broken := specs.Hook{Path: "/bin/false"}
+		f.spec.Hooks = &specs.Hooks{Prestart: []specs.Hook{say("prestart")}, Poststop: []specs.Hook{broken, say("poststop")}}
+		if poststart {
+			f.spec.Hooks.Poststart = []specs.Hook{broken, say("poststart")}
 		}
-	}
-	data, err := os.ReadFile(list)
-	if err != nil || string(data) != "prestart\npoststart\npoststop\n" {
-		t.Errorf("hooks %q, %v", data, err)
+		f.create()
+		pid := f.state().Pid
+		_, text, status := f.run("start", f.id)
+		if (status != 0) != poststart || strings.Contains(text, "warning: ") != poststart {
+			t.Errorf("start: status %d: %s", status, text)
+		}
+		reap(t, pid)
+		if _, text, status = f.run("delete", f.id); (status != 0) != poststart || !poststart && !strings.Contains(text, "warning: ") {
+			t.Errorf("delete: status %d: %s", status, text)
+		}
+		data, err := os.ReadFile(list)
+		if err != nil || string(data) != "prestart\npoststop\n" {
+			t.Errorf("hooks %q, %v", data, err)
+		}
 	}
 }
 

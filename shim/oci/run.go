@@ -40,7 +40,6 @@ func (c *cli) runContainer(args []string) error {
 		s.stop()
 		return errors.Join(err, c.discard(ct, launched))
 	}
-	c.warn(launched.HookError())
 	if o.detach {
 		return nil
 	}

@@ -6,6 +6,8 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/longshore/longshore/shim/launch"
 )
 
 // errNoProcess is the specification's: process is required when start is called.
@@ -42,9 +44,9 @@ func (c *cli) start(args []string) error {
 	if err != nil {
 		return err
 	}
-	if err := launched.Start(); err != nil {
-		return err
+	err = launched.Start()
+	if _, failed := errors.AsType[*launch.HookError](err); failed {
+		return errors.Join(err, c.destroy(ct))
 	}
-	c.warn(launched.HookError())
-	return nil
+	return err
 }
