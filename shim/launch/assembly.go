@@ -37,6 +37,7 @@ type assembly struct {
 	spec       *specs.Spec
 	uids, gids []specs.LinuxIDMapping
 	own        uintptr // CLONE_NEW* of the namespaces that are not the host's
+	pidNS      *joined // that of a process that is born late; nil for others
 	group      *cgroup.Group
 	host       *cgroup.Host
 	sources    []source
@@ -57,6 +58,9 @@ func (a *assembly) childMade(fsType string) bool {
 	var shows uintptr
 	switch fsType {
 	case "proc":
+		if a.pidNS != nil {
+			return false // the child is not in it yet
+		}
 		shows = unix.CLONE_NEWPID
 	case "mqueue":
 		shows = unix.CLONE_NEWIPC
@@ -160,9 +164,12 @@ func (a *assembly) open(s *source) (err error) {
 		if s.opts.readonlySuperblock {
 			s.opts.data = append(s.opts.data, "ro")
 		}
-		if m.Type == "overlay" && mapsOwners(s.opts.data) {
+		switch {
+		case m.Type == "overlay" && mapsOwners(s.opts.data):
 			s.fd, err = mountOverlay(src, s.opts.data)
-		} else {
+		case m.Type == "proc" && a.pidNS != nil:
+			s.fd, err = newProcfs(a.pidNS.fd, s.opts.data)
+		default:
 			s.fd, err = newFilesystem(m.Type, src, s.opts.data, 0)
 		}
 	}

@@ -113,8 +113,12 @@ func (k *creation) tell() error {
 	return born(k.proc)
 }
 
-// adoptAndTell is for a process that a first one has cloned.
+// adoptAndTell is for a process that a first one has cloned, unless it is yet to be
+// born.
 func (k *creation) adoptAndTell() error {
+	if k.c.ns.exposed {
+		return nil
+	}
 	if err := k.adopt(); err != nil {
 		return err
 	}
@@ -153,7 +157,7 @@ func (k *creation) enterClass(taken *undo.Stack) error {
 	if class == nil || err != nil {
 		return err
 	}
-	if err := class.Add(k.proc.pid); err != nil {
+	if err := class.Add(k.current().pid); err != nil {
 		return err
 	}
 	taken.Add(func() { _ = class.Remove() })
@@ -170,7 +174,7 @@ func (k *creation) moveDevices(taken *undo.Stack) error {
 	if k.c.ns.all()&unix.CLONE_NEWNET == 0 {
 		return fmt.Errorf("linux.netDevices: the container shares the host's network namespace: %w", unix.EINVAL)
 	}
-	name := fmt.Sprintf("/proc/%d/ns/net", k.proc.pid)
+	name := fmt.Sprintf("/proc/%d/ns/net", k.current().pid)
 	ns, err := unix.Open(name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return &os.PathError{Op: "open", Path: name, Err: err}
@@ -196,6 +200,13 @@ func (k *creation) reachGate() error {
 			return err
 		}
 	} else if _, err := k.await(0); err != nil {
+		return err
+	}
+	if err := k.adopt(); err != nil { // one that is born late
+		return err
+	}
+	k.c.init = k.proc
+	if err := k.tell(); err != nil {
 		return err
 	}
 	if err := k.found(); err != nil {
@@ -231,6 +242,9 @@ func (k *creation) open(taken *undo.Stack) (err error) {
 	k.parts = assembly{
 		spec: withMounts(spec, k.cfg.Rootfs), uids: c.ns.uids, gids: c.ns.gids, host: c.host, group: c.group, root: -1, devpts: -1,
 		own: c.ns.all(), ordered: k.cfg.Ordered, chrooted: c.ns.chrooted,
+	}
+	if c.ns.exposed {
+		k.parts.pidNS = c.ns.pid
 	}
 	taken.Add(func() {
 		for _, fd := range []int{k.parts.root, c.devpts} {
@@ -329,7 +343,7 @@ func (k *creation) clone(taken *undo.Stack) error {
 	k.keepFiles(files)
 	k.inheritance(std, procs)
 	if err = k.namespaces(); err == nil {
-		err = k.launching.clone(ns.cloneFlags(), pidOf(ns), into, ns.secondClone())
+		err = k.launching.clone(ns.cloneFlags(), pidOf(ns), into, ns.secondClone() || ns.exposed)
 	}
 	unix.Close(childEnd)
 	if err != nil {
@@ -347,10 +361,7 @@ func (k *creation) writeFor(ns *namespaces) error {
 	} else if ns.fresh&unix.CLONE_NEWUSER == 0 {
 		return nil
 	}
-	child := k.proc
-	if child == nil {
-		child = k.middle
-	}
+	child := k.current()
 	if ns.fresh&unix.CLONE_NEWUSER != 0 {
 		if err := writeIDMaps(child.pid, ns.uids, ns.gids); err != nil {
 			return err
@@ -389,7 +400,7 @@ func (k *creation) newLaunching(inherited []int, taken *undo.Stack) (childEnd in
 
 // pidOf is the pid namespace that the first clone is born into, or -1.
 func pidOf(ns *namespaces) int {
-	if ns.pid == nil || ns.secondClone() {
+	if ns.pid == nil || ns.secondClone() || ns.exposed {
 		return -1
 	}
 	return ns.pid.fd
@@ -432,7 +443,7 @@ func (k *creation) inheritance(std [3]int, procs int) {
 // hand completes the root with the child's mounts and gives it to the child.
 func (k *creation) hand() error {
 	a, c := &k.parts, k.c
-	c.init = k.proc
+	c.init = k.current()
 	if err := a.assemble(k.mounts); err != nil {
 		return err
 	}
@@ -447,7 +458,7 @@ func (k *creation) hand() error {
 			return err
 		}
 		k.fds.add(slave)
-		k.proc.console = console
+		c.init.console = console
 		if err := a.bindConsole(slave); err != nil {
 			return err
 		}
@@ -459,7 +470,7 @@ func (k *creation) hand() error {
 	}
 	give[0] = c.root
 	if k.plan.terminal {
-		if give[1], err = reopenConsole(a.devpts, k.proc.console); err != nil {
+		if give[1], err = reopenConsole(a.devpts, c.init.console); err != nil {
 			return err
 		}
 		k.fds.add(give[1])
@@ -494,7 +505,7 @@ func (k *creation) hand() error {
 // while the child waits there, or to pass it from elsewhere.
 func (k *creation) mayBeEager() bool {
 	h := k.cfg.Spec.Hooks
-	return k.cfg.Eager && k.fifo == nil && !k.plan.notify() && !hasRootHooks(h) && (h == nil || len(h.StartContainer) == 0)
+	return k.cfg.Eager && !k.late && k.fifo == nil && !k.plan.notify() && !hasRootHooks(h) && (h == nil || len(h.StartContainer) == 0)
 }
 
 // pass opens the gate, with the reason if the child is gone.
@@ -512,7 +523,7 @@ func preRaise(k *creation) error {
 		return nil
 	}
 	for _, l := range raised(k.plan.rlimits) {
-		if err := unix.Prlimit(k.proc.pid, l.resource, &unix.Rlimit{Cur: l.soft, Max: l.hard}, nil); err != nil {
+		if err := unix.Prlimit(k.current().pid, l.resource, &unix.Rlimit{Cur: l.soft, Max: l.hard}, nil); err != nil {
 			return fmt.Errorf("raise %s: %w", l.name, err)
 		}
 	}

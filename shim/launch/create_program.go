@@ -107,13 +107,21 @@ func (k *creation) complete() (err error) {
 			k.do("place terminal", unix.SYS_DUP3, slave, i, 0)
 		}
 	}
-	k.session(k.plan.terminal)
+	if k.late = k.c.ns.exposed; !k.late {
+		k.session(k.plan.terminal)
+	}
 	k.joinRest()
 	k.do("close root", unix.SYS_CLOSE_RANGE, firstFree, uintptr(k.next-1), 0)
 	k.next = firstFree
 	wait, last := k.gate, step(nil)
-	if k.plan.notify() {
+	switch {
+	case k.plan.notify():
 		wait, last = nil, k.plainGate
+	case k.late && k.plan.filterBeforeBirth():
+		wait = func(b *builder) {
+			b.report()
+			k.plainGate(b)
+		}
 	}
 	k.finish(k.plan, uintptr(k.childProcfs), wait, last)
 	if k.fifo != nil {

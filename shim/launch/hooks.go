@@ -55,7 +55,7 @@ func (k *creation) rootHooks() error {
 		// that what comes before is over (runtime.md, "State").
 		{"prestart", h.Prestart, specs.StateCreated, nil},
 		{"createRuntime", h.CreateRuntime, specs.StateCreating, nil},
-		{"createContainer", h.CreateContainer, specs.StateCreating, k.proc},
+		{"createContainer", h.CreateContainer, specs.StateCreating, k.current()},
 	} {
 		for _, hook := range stage.hooks {
 			if err := k.c.runHook(stage.name, hook, stage.status, stage.member); err != nil {

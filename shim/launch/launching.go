@@ -73,6 +73,7 @@ func (l *launching) adopt() (err error) {
 	if l.proc, err = l.second(); err != nil {
 		return err
 	}
+	l.proc.console = l.middle.console
 	_, err = l.middle.reap(0)
 	l.middle.pidfd.Close()
 	l.middle = nil

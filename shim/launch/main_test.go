@@ -141,7 +141,7 @@ func probe(args []string) {
 			fmt.Printf("%s mode=%o dev=%d:%d uid=%d gid=%d err=%v\n", name, st.Mode, unix.Major(st.Rdev), unix.Minor(st.Rdev), st.Uid, st.Gid, err)
 		}
 	case "seize":
-		seize()
+		seize(args[1])
 	case "stop":
 		stop()
 	case "tty":

@@ -67,6 +67,11 @@ func newFilesystem(fsType, source string, options []string, attrs uint64) (int, 
 		return -1, err
 	}
 	defer unix.Close(fs)
+	return mountContext(fs, source, options, attrs)
+}
+
+// mountContext mounts what a context of fsopen(2) describes, with options.
+func mountContext(fs int, source string, options []string, attrs uint64) (mount int, err error) {
 	if source != "" {
 		if err := unix.FsconfigSetString(fs, "source", source); err != nil {
 			return -1, explain(fs, err)

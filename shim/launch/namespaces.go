@@ -260,7 +260,7 @@ func (b *builder) enter(n *namespaces, offsets map[string]specs.LinuxTimeOffset,
 	for _, j := range n.join {
 		b.add(opName{"join " + string(j.kind) + " namespace", j.path}, 0, unix.SYS_SETNS, uintptr(j.fd), namespaceFlag(j.kind))
 	}
-	if n.pid != nil && n.secondClone() {
+	if n.pid != nil && (n.secondClone() || n.exposed) {
 		b.add(opName{"join pid namespace", n.pid.path}, 0, unix.SYS_SETNS, uintptr(n.pid.fd), unix.CLONE_NEWPID)
 	}
 	if n.user != nil {
@@ -286,7 +286,7 @@ func (b *builder) enter(n *namespaces, offsets map[string]specs.LinuxTimeOffset,
 			b.writeFile(opName{"set offset of clock", clock}, procfs, "self/timens_offsets", timeOffset(clock, o))
 		}
 	}
-	if n.secondClone() {
+	if n.secondClone() && !n.exposed {
 		b.secondClone(n.fresh & unix.CLONE_NEWPID)
 	}
 	if rest := n.fresh & (unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS) &^ n.later; rest != 0 {

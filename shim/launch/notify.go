@@ -21,8 +21,13 @@ func (pl *plan) notify() bool { return pl.filter != nil && pl.filter.Notify }
 // out of the child. The filter holds already, so the child uses only write,
 // which no agent may have a say in, and read, by when there is one.
 func (b *builder) showListener() {
-	b.add(opName{"report the seccomp listener", ""}, opRetry, unix.SYS_WRITE, uintptr(b.sock), b.str("."), 1)
+	b.report()
 	b.waitPlain()
+}
+
+// report is [builder.send] by write(2).
+func (b *builder) report() {
+	b.add(opName{"report to the shim", ""}, opRetry, unix.SYS_WRITE, uintptr(b.sock), b.str("."), 1)
 }
 
 // waitPlain is [builder.wait] by read(2).
@@ -55,7 +60,7 @@ func (l *launching) handListener(c *Container, status specs.ContainerState) erro
 	}
 	defer unix.Close(listener)
 	init := c.init
-	if init == nil {
+	if init == nil || status == specs.StateCreating {
 		init = l.proc
 	}
 	state := specs.ContainerProcessState{

@@ -172,6 +172,7 @@ func (b *builder) finish(pl *plan, procfs uintptr, wait, last step) {
 	}
 	early := b.late && pl.filterBeforeBirth()
 	if early {
+		b.placeTid()
 		b.confine(pl)
 	}
 	if b.late {

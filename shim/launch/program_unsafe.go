@@ -243,16 +243,25 @@ func (p *program) filter(prog []unix.SockFilter) uintptr {
 // child (CLONE_PARENT, which takes the first clone's exit signal). Its id in the
 // namespace of the first is found by [program.tid]. It is clone(2), which seccomp
 // profiles allow by its flags, where they refuse clone3(2), whose flags a filter
-// cannot see. The id lies in a page that the new process does not get: others
-// may trace it from its first instruction, and must not choose whom we take for it.
+// cannot see.
 func (p *program) secondClone(flags uintptr) {
+	p.placeTid()
+	p.add(opName{"clone into namespaces", ""}, opMiddle, unix.SYS_CLONE, flags|unix.CLONE_PARENT|unix.CLONE_PARENT_SETTID, 0, p.addr(p.tidAt))
+}
+
+// placeTid appends what a second clone needs, unless it is there already, which it
+// must be before a filter is loaded. The new process's id lies in a page that the
+// process does not get: others may trace it from its first instruction, and must
+// not choose whom we take for it.
+func (p *program) placeTid() {
+	if p.tidAt != 0 {
+		return
+	}
 	page := int(pageSize)
 	p.tidAt = (p.space(2*page) + page - 1) &^ (page - 1)
-	at := p.addr(p.tidAt)
-	if flags&unix.CLONE_VM == 0 {
-		p.do("keep the new process's id", unix.SYS_MADVISE, at, pageSize, unix.MADV_DONTFORK)
+	if !p.private {
+		p.do("keep the new process's id", unix.SYS_MADVISE, p.addr(p.tidAt), pageSize, unix.MADV_DONTFORK)
 	}
-	p.add(opName{"clone into namespaces", ""}, opMiddle, unix.SYS_CLONE, flags|unix.CLONE_PARENT|unix.CLONE_PARENT_SETTID, 0, at)
 }
 
 // tid is the id of the process made by the second clone, or 0.

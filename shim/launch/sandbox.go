@@ -206,8 +206,7 @@ func (s *sandbox) launch(taken *undo.Stack) error {
 	empty := -1
 	joins := &cgroup.Joins{}
 	if s.keeper() {
-		empty, err = newFilesystem("tmpfs", "none", []string{"size=4k", "nr_inodes=2", "mode=555"},
-			unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
+		empty, err = newFilesystem("tmpfs", "none", emptyOptions, emptyAttrs)
 		if err != nil {
 			return fmt.Errorf("mount empty root: %w", err)
 		}
@@ -315,13 +314,7 @@ func (s *sandbox) program(std [3]int, procfs, empty int, joins *cgroup.Joins) er
 // could gain from the process: its root becomes an empty filesystem, and its
 // capabilities go.
 func (s *sandbox) confine(root uintptr) {
-	s.do("make mounts private", unix.SYS_MOUNT, 0, s.str("/"), 0, unix.MS_REC|unix.MS_PRIVATE, 0)
-	s.do("attach root", unix.SYS_MOVE_MOUNT, root, s.str(""), atCWD, s.str("/"), unix.MOVE_MOUNT_F_EMPTY_PATH)
-	s.do("enter root", unix.SYS_FCHDIR, root)
-	s.do("pivot root", unix.SYS_PIVOT_ROOT, s.str("."), s.str("."))
-	s.do("detach host's mounts", unix.SYS_UMOUNT2, s.str("."), unix.MNT_DETACH)
-	s.do("enter root", unix.SYS_CHDIR, s.str("/"))
-	s.do("close root", unix.SYS_CLOSE, root)
+	s.emptyRoot(root)
 	s.do("become session leader", unix.SYS_SETSID)
 	s.do("set name", unix.SYS_PRCTL, unix.PR_SET_NAME, s.str("pause"), 0, 0, 0)
 	const ignore = 1 // SIG_IGN
@@ -329,6 +322,23 @@ func (s *sandbox) confine(root uintptr) {
 	s.raiseAmbient(0)
 	s.capset(0, 0, 0)
 	s.do("set no_new_privs", unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+}
+
+// emptyOptions and emptyAttrs are of an empty filesystem that serves as a root.
+var emptyOptions = []string{"size=4k", "nr_inodes=2", "mode=555"}
+
+const emptyAttrs = unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC
+
+// emptyRoot appends making a detached mount all that there is in the mount
+// namespace, and closes it.
+func (b *builder) emptyRoot(root uintptr) {
+	b.do("make mounts private", unix.SYS_MOUNT, 0, b.str("/"), 0, unix.MS_REC|unix.MS_PRIVATE, 0)
+	b.do("attach root", unix.SYS_MOVE_MOUNT, root, b.str(""), atCWD, b.str("/"), unix.MOVE_MOUNT_F_EMPTY_PATH)
+	b.do("enter root", unix.SYS_FCHDIR, root)
+	b.do("pivot root", unix.SYS_PIVOT_ROOT, b.str("."), b.str("."))
+	b.do("detach host's mounts", unix.SYS_UMOUNT2, b.str("."), unix.MNT_DETACH)
+	b.do("enter root", unix.SYS_CHDIR, b.str("/"))
+	b.do("close root", unix.SYS_CLOSE, root)
 }
 
 // pin shows each namespace as a file of Dir.

@@ -16,10 +16,9 @@ import (
 
 // seize is a program that traces whatever appears in its pid namespace, as soon
 // as it appears, prints what it has got, which are the capabilities that it lacks
-// itself, and whether the mount namespace is its own, and ends it.
-func seize() {
+// itself, and whether the mount namespace is the host's, and ends it.
+func seize(hostMounts string) {
 	runtime.LockOSThread()
-	ownMounts, _ := os.Readlink("/proc/self/ns/mnt")
 	ownCaps := capsOf("self")
 	next, _ := strconv.Atoi(lastPid())
 	fmt.Println("ready")
@@ -32,19 +31,29 @@ func seize() {
 			if unix.PtraceSeize(pid) != nil {
 				continue
 			}
+			next = pid
+			_ = unix.PtraceInterrupt(pid)
+			status := unix.WaitStatus(0)
+			if _, err := wait4(pid, &status, 0); err != nil || !status.Stopped() {
+				continue // it has ended
+			}
 			mounts, _ := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", pid))
 			more := capsOf(strconv.Itoa(pid)) &^ ownCaps
-			if mounts != "" { // it lives
-				fmt.Printf("seized: more capabilities %#x, own mounts %v\n", more, mounts == ownMounts)
+			// That of newProcfs, whose filter allows nothing that a tracer could use.
+			root, err := os.ReadDir(fmt.Sprintf("/proc/%d/root", pid))
+			helper := err == nil && len(root) == 0 && more&^(1<<unix.CAP_SYS_ADMIN) == 0 && statusOf(strconv.Itoa(pid), "Seccomp") == "2"
+			if helper {
+				fmt.Println("seized: a helper")
+			} else if mounts != "" { // it lives
+				fmt.Printf("seized: more capabilities %#x, host's mounts %v\n", more, mounts == hostMounts)
 			}
 			// Its parent may reap it only when its tracer has.
 			unix.Kill(pid, unix.SIGKILL)
-			for status := unix.WaitStatus(0x7f); status.Stopped(); {
+			for status.Stopped() {
 				if _, err := wait4(pid, &status, 0); err != nil {
 					break
 				}
 			}
-			next = pid
 		}
 		if last, err := strconv.Atoi(lastPid()); err == nil && last > next+4 {
 			next = last
@@ -58,10 +67,15 @@ func lastPid() string {
 	return fields[len(fields)-1]
 }
 
-func capsOf(pid string) uint64 {
+func statusOf(pid, field string) string {
 	status, _ := os.ReadFile("/proc/" + pid + "/status")
-	_, after, _ := strings.Cut(string(status), "CapPrm:\t")
-	caps, _ := strconv.ParseUint(strings.SplitN(after, "\n", 2)[0], 16, 64)
+	_, after, _ := strings.Cut(string(status), "\n"+field+":\t")
+	value, _, _ := strings.Cut(after, "\n")
+	return value
+}
+
+func capsOf(pid string) uint64 {
+	caps, _ := strconv.ParseUint(statusOf(pid, "CapPrm"), 16, 64)
 	return caps
 }
 
@@ -72,17 +86,27 @@ func (f *fixture) mayTrace() {
 }
 
 // tally reads what a seizer has printed.
-type tally struct{ seized, wrong int }
+type tally struct{ seized, helpers, wrong int }
 
 func (n *tally) read(t *testing.T, lines *bufio.Scanner) {
 	for lines.Scan() {
 		n.seized++
-		if lines.Text() != "seized: more capabilities 0x0, own mounts true" {
+		if lines.Text() == "seized: a helper" {
+			n.helpers++
+		} else if lines.Text() != "seized: more capabilities 0x0, host's mounts false" {
 			if n.wrong++; n.wrong == 1 {
 				t.Error(lines.Text())
 			}
 		}
 	}
+}
+
+// rounds is how often to offer something: a third where the whole suite runs again.
+func rounds(n int) int {
+	if testing.Short() {
+		return n / 3
+	}
+	return n
 }
 
 // TestTracerGainsNothing: a process with CAP_SYS_PTRACE that seizes what is run
@@ -101,7 +125,7 @@ func TestTracerGainsNothing(t *testing.T) {
 		{"terminal", func(p *specs.Process, _ *specs.Spec) { p.NoNewPrivileges, p.Terminal = false, true }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			f := newFixture(t, "seize")
+			f := newFixture(t, "seize", ownNS(t, "mnt"))
 			f.mayTrace()
 			f.spec.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Syscalls: []specs.LinuxSyscall{
 				{Names: []string{"clone3", "swapon"}, Action: specs.ActErrno},
@@ -115,7 +139,7 @@ func TestTracerGainsNothing(t *testing.T) {
 			}
 			lines := bufio.NewScanner(f.out)
 			lines.Scan() // ready
-			for range 100 {
+			for range rounds(100) {
 				proc, err := c.Exec(&p, Stdio{})
 				if err != nil {
 					t.Fatal(err)
@@ -151,5 +175,109 @@ func TestExecWhereTheFilterRefusesTheClone(t *testing.T) {
 	}
 	if r := decode(t, f.exec(c, "report")); r.Status["Seccomp"] != "2" || r.Status["CapPrm"] != r.Status["CapBnd"] {
 		t.Errorf("seccomp %s, capabilities %s of %s", r.Status["Seccomp"], r.Status["CapPrm"], r.Status["CapBnd"])
+	}
+}
+
+// TestTracerInThePodGainsNothing: nor does one that seizes a container being made
+// in the pid namespace that both share. Fails when exposed is never set.
+func TestTracerInThePodGainsNothing(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		set  func(f *fixture)
+	}{
+		{"procfs", func(f *fixture) {
+			f.mount(specs.Mount{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}})
+		}},
+		{"no_new_privs", func(*fixture) {}},
+		{"new privileges", func(f *fixture) { f.spec.Process.NoNewPrivileges = false }},
+		{"terminal", func(f *fixture) { f.spec.Process.Terminal = true }},
+		{"time namespace", func(f *fixture) {
+			f.spec.Linux.Namespaces = append(f.spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.TimeNamespace})
+		}},
+		{"gate of a file", func(f *fixture) { f.cfg.Gate = f.t.TempDir() }},
+		{"hooks", func(f *fixture) {
+			f.spec.Hooks = &specs.Hooks{CreateRuntime: []specs.Hook{f.hook("createRuntime")}, CreateContainer: []specs.Hook{f.hook("createContainer")}}
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			pod, _ := newSandbox(t, SandboxConfig{NewPID: true, CgroupPath: fmt.Sprintf(testCgroup, os.Getpid(), serial.Add(1))})
+			tracer := newFixture(t, "seize", ownNS(t, "mnt"))
+			tracer.mayTrace()
+			tracer.join(pod.Dir, "pid")
+			if err := tracer.create().Start(); err != nil {
+				t.Fatal(err)
+			}
+			lines := bufio.NewScanner(tracer.out)
+			lines.Scan() // ready
+			for range rounds(20) {
+				f := newFixture(t, "exit", "0")
+				f.join(pod.Dir, "pid")
+				f.dropMount("/proc")
+				f.spec.Linux.MaskedPaths, f.spec.Linux.ReadonlyPaths = nil, nil
+				f.spec.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Syscalls: []specs.LinuxSyscall{
+					{Names: []string{"clone3", "swapon"}, Action: specs.ActErrno},
+				}}
+				tt.set(f)
+				_ = f.try() // it is ended by the tracer
+			}
+			tracer.in.Close()
+			var n tally
+			if n.read(t, lines); n.seized == 0 || n.wrong > 0 || (n.helpers > 0) != (tt.name == "procfs") {
+				t.Errorf("seized %d processes, %d helpers, %d others with more than a process of the pod has", n.seized, n.helpers, n.wrong)
+			}
+		})
+	}
+}
+
+// TestContainerInAPodsPidNamespace: one that is born late is as any other.
+func TestContainerInAPodsPidNamespace(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		set  func(f *fixture)
+	}{
+		{"plain", func(*fixture) {}},
+		{"eager", func(f *fixture) { f.cfg.Eager = true }},
+		{"new privileges", func(f *fixture) {
+			f.spec.Process.NoNewPrivileges = false
+			f.spec.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Syscalls: []specs.LinuxSyscall{
+				{Names: []string{"clone3", "sendmsg", "recvmsg"}, Action: specs.ActErrno},
+			}}
+		}},
+		{"gate of a file", func(f *fixture) { f.cfg.Gate = f.t.TempDir() }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			pod, first := newSandbox(t, SandboxConfig{NewPID: true, CgroupPath: fmt.Sprintf(testCgroup, os.Getpid(), serial.Add(1))})
+			f := newFixture(t, "report")
+			f.join(pod.Dir, "pid")
+			tt.set(f)
+			born := 0
+			f.cfg.Born = func(p *Process) error {
+				born = p.Pid()
+				return nil
+			}
+			c := f.create()
+			if born != c.Init().Pid() {
+				t.Errorf("told of process %d, the container's is %d", born, c.Init().Pid())
+			}
+			if err := c.Start(); err != nil {
+				t.Fatal(err)
+			}
+			f.in.Close()
+			r := decode(t, readAll(t, f.out))
+			ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", first))
+			if err != nil || r.NS["pid"] != ns || r.Pid < 2 || r.PPid != 0 {
+				t.Errorf("process %d of %d in %s, the pod's is %s, %v", r.Pid, r.PPid, r.NS["pid"], ns, err)
+			}
+			if r.Status["Pid"] != fmt.Sprint(r.Pid) || !strings.Contains(mountOf(r, "/proc"), "nosuid,nodev,noexec") {
+				t.Errorf("/proc/self is %s, mounted as %s", r.Status["Pid"], mountOf(r, "/proc"))
+			}
+			if mountOf(r, "/proc/keys") == "" || !strings.Contains(mountOf(r, "/proc/sys"), " ro,") {
+				t.Error("procfs is not masked")
+			}
+			checkNoLeaks(t, r)
+			if status, err := c.Init().Wait(); err != nil || status != 0 {
+				t.Errorf("status %#x, %v", status, err)
+			}
+		})
 	}
 }

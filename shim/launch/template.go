@@ -73,8 +73,7 @@ func emptyNamespace() (int, error) {
 	if err := privateMounts(); err != nil {
 		return -1, err
 	}
-	root, err := newFilesystem("tmpfs", "none", []string{"size=4k", "nr_inodes=2", "mode=555"},
-		unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
+	root, err := newFilesystem("tmpfs", "none", emptyOptions, emptyAttrs)
 	if err != nil {
 		return -1, err
 	}
