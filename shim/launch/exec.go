@@ -49,7 +49,7 @@ func (c *Container) exec(p *specs.Process, file string, io Stdio, group *cgroup.
 	defer fds.closeAll()
 	fds.add(root)
 	pl, err := newPlan(p, planContext{
-		userNS: c.ns.userNS(), filter: c.filter, persona: c.spec.Linux.Personality, memory: c.spec.Linux.MemoryPolicy,
+		exec: true, userNS: c.ns.userNS(), filter: c.filter, persona: c.spec.Linux.Personality, memory: c.spec.Linux.MemoryPolicy,
 		home: func(uid uint32) string { return homeOf(root, uid) },
 	})
 	if err != nil {
@@ -284,6 +284,7 @@ func (e *execution) clone(pl *plan, root int, taken *undo.Stack) error {
 		e.standAside(pidfd)
 	}
 	e.writeScore()
+	e.runOn(pl.affinity.initial)
 	e.keepFiles(e.files)
 	late := e.inheritance(joins, &procfs)
 	e.member(pidfd, root)

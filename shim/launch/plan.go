@@ -32,13 +32,14 @@ type plan struct {
 	memory     *memoryPolicy
 	persona    uintptr
 	setPersona bool
-	affinity   []uint64
+	affinity   affinity
 	terminal   bool
 	size       *specs.Box
 }
 
 // planContext is what a process's plan takes from its container.
 type planContext struct {
+	exec    bool // the process is not the container's first
 	userNS  bool // the process lives in a user namespace of its own
 	filter  *seccomp.Filter
 	persona *specs.LinuxPersonality
@@ -91,7 +92,7 @@ func newPlan(p *specs.Process, ctx planContext) (*plan, error) {
 	if pl.memory, err = parseMemoryPolicy(ctx.memory); err != nil {
 		return nil, err
 	}
-	if p.ExecCPUAffinity != nil {
+	if ctx.exec {
 		if pl.affinity, err = parseAffinity(p.ExecCPUAffinity); err != nil {
 			return nil, err
 		}

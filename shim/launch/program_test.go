@@ -252,16 +252,17 @@ func TestSysctlPath(t *testing.T) {
 
 func TestAffinity(t *testing.T) {
 	for _, tt := range []struct {
-		in   specs.CPUAffinity
-		want []uint64
-		ok   bool
+		in             specs.CPUAffinity
+		initial, final []uint64
+		ok             bool
 	}{
-		{specs.CPUAffinity{}, nil, true}, {specs.CPUAffinity{Initial: "0"}, []uint64{1}, true},
-		{specs.CPUAffinity{Initial: "0", Final: "1,3-5"}, []uint64{0b111010}, true}, {specs.CPUAffinity{Final: "64"}, []uint64{0, 1}, true},
-		{specs.CPUAffinity{Final: "5-1"}, nil, false}, {specs.CPUAffinity{Final: "0-99999999"}, nil, false}, {specs.CPUAffinity{Final: "a"}, nil, false},
+		{specs.CPUAffinity{}, nil, nil, true}, {specs.CPUAffinity{Final: "64"}, nil, []uint64{0, 1}, true},
+		{specs.CPUAffinity{Initial: "0", Final: "1,3-5"}, []uint64{1}, []uint64{0b111010}, true},
+		{specs.CPUAffinity{Initial: "1"}, []uint64{2}, slices.Repeat([]uint64{^uint64(0)}, maxCPU/64), true},
+		{specs.CPUAffinity{Final: "5-1"}, nil, nil, false}, {specs.CPUAffinity{Final: "0-99999999"}, nil, nil, false}, {specs.CPUAffinity{Initial: "a"}, nil, nil, false},
 	} {
 		got, err := parseAffinity(&tt.in)
-		if (err == nil) != tt.ok || !reflect.DeepEqual(got, tt.want) {
+		if (err == nil) != tt.ok || tt.ok && !reflect.DeepEqual(got, affinity{tt.initial, tt.final}) {
 			t.Errorf("%+v: %v, %v", tt.in, got, err)
 		}
 	}
@@ -336,7 +337,7 @@ func FuzzProgram(f *testing.F) {
 			Capabilities: &specs.LinuxCapabilities{Bounding: []string{capability}, Ambient: []string{capability}},
 			Rlimits:      []specs.POSIXRlimit{{Type: limit, Soft: number, Hard: number}},
 			Scheduler:    &specs.Scheduler{Policy: specs.LinuxSchedulerPolicy(option)}, ExecCPUAffinity: &specs.CPUAffinity{Final: value},
-		}, planContext{filter: &seccomp.Filter{Program: make([]unix.SockFilter, number%5000)}})
+		}, planContext{exec: true, filter: &seccomp.Filter{Program: make([]unix.SockFilter, number%5000)}})
 		if err != nil {
 			pl, _ = newPlan(&specs.Process{Args: []string{arg + "x", value}, Env: []string{env}, Cwd: "/" + cwd}, planContext{})
 		}

@@ -79,21 +79,31 @@ func parsePersonality(p *specs.LinuxPersonality) (persona uintptr, set bool, err
 // maxCPU bounds a CPU list, whose text a client gives.
 const maxCPU = 8192
 
-// parseAffinity reads the CPUs of an exec: the final list counts, since the
-// process has nothing to do between the initial one and execve.
-func parseAffinity(a *specs.CPUAffinity) ([]uint64, error) {
-	list, field := a.Final, "final"
-	if list == "" {
-		list, field = a.Initial, "initial"
+// affinity is the CPUs of an exec before it joins the container's groups, and
+// from then on; nil for none.
+type affinity struct{ initial, final []uint64 }
+
+// parseAffinity reads the CPUs of an exec. With an initial list alone it is free
+// again in the container's groups: the kernel would hold on to that list (Linux 6.2).
+func parseAffinity(a *specs.CPUAffinity) (out affinity, err error) {
+	if a == nil {
+		return out, nil
 	}
-	if list == "" {
-		return nil, nil
+	for _, l := range []struct {
+		field, list string
+		mask        *[]uint64
+	}{{"initial", a.Initial, &out.initial}, {"final", a.Final, &out.final}} {
+		if l.list == "" {
+			continue
+		}
+		if *l.mask, err = parseList(l.list, maxCPU); err != nil {
+			return out, fmt.Errorf("process.execCPUAffinity.%s %q: %w", l.field, l.list, err)
+		}
 	}
-	mask, err := parseList(list, maxCPU)
-	if err != nil {
-		return nil, fmt.Errorf("process.execCPUAffinity.%s %q: %w", field, list, err)
+	if out.initial != nil && out.final == nil {
+		out.final = slices.Repeat([]uint64{^uint64(0)}, maxCPU/64)
 	}
-	return mask, nil
+	return out, nil
 }
 
 // parseList reads a list of ranges, "0-3,7", as a mask of bits below limit.
@@ -176,9 +186,7 @@ func (b *builder) tuning(pl *plan) {
 	if pl.ioprio >= 0 {
 		b.do("set I/O priority", unix.SYS_IOPRIO_SET, 1, 0, uintptr(pl.ioprio))
 	}
-	if len(pl.affinity) > 0 {
-		b.do("set CPU affinity", unix.SYS_SCHED_SETAFFINITY, 0, uintptr(len(pl.affinity)*8), b.mask(pl.affinity))
-	}
+	b.runOn(pl.affinity.final)
 	if m := pl.memory; m != nil {
 		var nodes, bits uintptr
 		if len(m.nodes) > 0 {
@@ -186,6 +194,13 @@ func (b *builder) tuning(pl *plan) {
 			nodes, bits = b.mask(m.nodes), uintptr(len(m.nodes)*64+1)
 		}
 		b.do("set memory policy", unix.SYS_SET_MEMPOLICY, m.mode, nodes, bits)
+	}
+}
+
+// runOn appends setting the CPU affinity, nothing for nil.
+func (b *builder) runOn(cpus []uint64) {
+	if len(cpus) > 0 {
+		b.do("set CPU affinity", unix.SYS_SCHED_SETAFFINITY, 0, uintptr(len(cpus)*8), b.mask(cpus))
 	}
 }
 

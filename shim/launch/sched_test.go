@@ -52,3 +52,41 @@ func TestMemoryPolicy(t *testing.T) {
 		t.Errorf("the container's memory is not bound to node 0:\n%.300s", data)
 	}
 }
+
+// TestAffinityIsOfExecs: the first process has none, and an exec's initial one
+// does not last.
+func TestAffinityIsOfExecs(t *testing.T) {
+	f := newFixture(t, "wait")
+	own := ownAllowed(t, "self")
+	if own == "0" {
+		t.Skip("needs two CPUs")
+	}
+	f.spec.Process.ExecCPUAffinity = &specs.CPUAffinity{Final: "0"}
+	c := f.create()
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if got := ownAllowed(t, fmt.Sprint(c.Init().Pid())); got != own {
+		t.Errorf("the first process may run on CPUs %s, not %s", got, own)
+	}
+	for _, tt := range []struct {
+		in   specs.CPUAffinity
+		want string
+	}{{specs.CPUAffinity{Final: "0"}, "0"}, {specs.CPUAffinity{Initial: "0"}, own}} {
+		f.spec.Process.ExecCPUAffinity = &tt.in
+		if got := decode(t, f.exec(c, "report")).Status["Cpus_allowed_list"]; got != tt.want {
+			t.Errorf("%+v: may run on CPUs %s, not %s", tt.in, got, tt.want)
+		}
+	}
+}
+
+func ownAllowed(t *testing.T, pid string) string {
+	t.Helper()
+	status, err := os.ReadFile("/proc/" + pid + "/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, after, _ := strings.Cut(string(status), "Cpus_allowed_list:\t")
+	list, _, _ := strings.Cut(after, "\n")
+	return list
+}
