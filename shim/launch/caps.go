@@ -2,6 +2,7 @@ package launch
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 
@@ -48,55 +49,39 @@ var ownCaps = sync.OnceValues(func() (hostCaps, error) {
 	return h, nil
 })
 
-func capMask(field string, names []string) (uint64, error) {
-	var mask uint64
-	for _, name := range names {
-		bit := -1
-		for i, known := range capNames {
-			if strings.TrimPrefix(name, "CAP_") == known {
-				bit = i
-				break
-			}
-		}
-		if bit < 0 {
-			return 0, fmt.Errorf("process.capabilities.%s: unknown capability %q: %w", field, name, unix.EINVAL)
-		}
-		mask |= 1 << bit
-	}
-	return mask, nil
+// capBit gives the number of a capability, -1 for a name that is none.
+func capBit(name string) int {
+	return slices.Index(capNames[:], strings.TrimPrefix(name, "CAP_"))
 }
 
-// parseCaps reads the sets of the spec. What available lacks is dropped from
-// every set: nobody can grant a capability that he has not got, and a
-// container is better off without it than not at all. The permitted set bounds
-// the effective one, the bounding set the inheritable one, and permitted and
-// inheritable the ambient one.
-func parseCaps(spec *specs.LinuxCapabilities, available uint64) (capSets, error) {
-	var c capSets
+// parseCaps reads the sets of the spec. What nobody can grant is dropped from
+// every set and named in lacking, for a warning: a container is better off without
+// it than not at all (config.md, "process.capabilities"). That is a name that is
+// none, and what available lacks. The permitted set bounds the effective one, the
+// bounding set the inheritable one, and permitted and inheritable the ambient one.
+func parseCaps(spec *specs.LinuxCapabilities, available uint64) (c capSets, lacking []string) {
 	if spec == nil {
 		return c, nil
 	}
 	for _, set := range []struct {
-		field string
 		names []string
 		mask  *uint64
 	}{
-		{"bounding", spec.Bounding, &c.bounding},
-		{"effective", spec.Effective, &c.effective},
-		{"permitted", spec.Permitted, &c.permitted},
-		{"inheritable", spec.Inheritable, &c.inheritable},
-		{"ambient", spec.Ambient, &c.ambient},
+		{spec.Bounding, &c.bounding}, {spec.Effective, &c.effective}, {spec.Permitted, &c.permitted},
+		{spec.Inheritable, &c.inheritable}, {spec.Ambient, &c.ambient},
 	} {
-		mask, err := capMask(set.field, set.names)
-		if err != nil {
-			return capSets{}, err
+		for _, name := range set.names {
+			if bit := capBit(name); bit >= 0 && available&(1<<bit) != 0 {
+				*set.mask |= 1 << bit
+			} else if !slices.Contains(lacking, name) {
+				lacking = append(lacking, name)
+			}
 		}
-		*set.mask = mask & available
 	}
 	c.effective &= c.permitted
 	c.inheritable &= c.bounding
 	c.ambient &= c.permitted & c.inheritable
-	return c, nil
+	return c, lacking
 }
 
 // dropBounding appends the removal of capabilities from the bounding set,

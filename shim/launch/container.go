@@ -18,6 +18,10 @@ import (
 	"github.com/longshore/longshore/shim/seccomp"
 )
 
+// maxWarnings bounds what is told of one container, whose clients choose the
+// names.
+const maxWarnings = 16
+
 // Mount is a filesystem for a container's root, as containerd's task API gives
 // it: an overlay with lowerdir=a:b, upperdir=, workdir= and volatile, say.
 // uidmap= and gidmap= ("container:host:size") map the owners in lower layers.
@@ -69,6 +73,9 @@ type Config struct {
 	// The program may run, and have ended, before Create returns; [Container.Start]
 	// tells what came of it.
 	Eager bool
+	// Warn, if set, is told what a process of the container does without; else it
+	// is written to standard error. Each is told once.
+	Warn func(error)
 	// Filter is the compiled seccomp profile. Nil: Spec.Linux.Seccomp is compiled.
 	Filter *seccomp.Filter
 }
@@ -89,8 +96,11 @@ type Container struct {
 	mayTrace   atomic.Bool  // a process of it had CAP_SYS_PTRACE in its bounding set
 	launches   sync.RWMutex // held for reading by execs; mayTrace changes between them
 
+	warnTo func(error)
+
 	mu      sync.Mutex
-	pending *launching // until Start
+	warned  map[string]bool // what warnTo has been told
+	pending *launching      // until Start
 	closed  bool
 	removed bool // the cgroup is
 }
@@ -100,6 +110,28 @@ func (c *Container) Init() *Process { return c.init }
 
 // Cgroup is the container's control group.
 func (c *Container) Cgroup() *cgroup.Group { return c.group }
+
+// warn tells what a process does without, unless it has been told (runtime.md,
+// "Warnings"). A nil error is none.
+func (c *Container) warn(warnings ...error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, w := range warnings {
+		if w == nil || c.warned[w.Error()] || len(c.warned) == maxWarnings {
+			continue
+		}
+		if c.warned == nil {
+			c.warned = map[string]bool{}
+		}
+		c.warned[w.Error()] = true
+		w = fmt.Errorf("container %s: %w", c.id, w)
+		if c.warnTo != nil {
+			c.warnTo(w)
+		} else {
+			fmt.Fprintln(os.Stderr, "warning:", w)
+		}
+	}
+}
 
 // Start opens the gate. It returns nil once execve has happened, and an error
 // that names what failed otherwise: it wraps [unix.ENOENT] if the command was

@@ -40,7 +40,7 @@ func Create(cfg Config) (*Container, error) {
 	if err := checkConfig(&cfg); err != nil {
 		return nil, fmt.Errorf("create container %s: %w", cfg.ID, err)
 	}
-	c := &Container{id: cfg.ID, bundle: cfg.Bundle, spec: cfg.Spec, gate: cfg.Gate, root: -1, devpts: -1}
+	c := &Container{id: cfg.ID, bundle: cfg.Bundle, spec: cfg.Spec, gate: cfg.Gate, warnTo: cfg.Warn, root: -1, devpts: -1}
 	k := &creation{cfg: &cfg, c: c, template: -1, procfs: -1}
 	defer k.network.closeAll()
 	defer k.release()
@@ -212,7 +212,17 @@ func (k *creation) reachGate() error {
 	if err := k.found(); err != nil {
 		return err
 	}
-	return setOOMScore(k.proc.pid, k.cfg.Spec.Process.OOMScoreAdj)
+	return k.writeScore()
+}
+
+// writeScore gives the process its oom_score_adj, if it may have that.
+func (k *creation) writeScore() error {
+	err := setOOMScore(k.current().pid, k.cfg.Spec.Process.OOMScoreAdj)
+	if warning := scoreWarning(err); warning != nil {
+		k.c.warn(warning)
+		return nil
+	}
+	return err
 }
 
 // open collects what the child will inherit: namespaces, cgroup, streams.
@@ -488,7 +498,7 @@ func (k *creation) hand() error {
 		return err
 	}
 	if k.cfg.Eager = k.mayBeEager(); k.cfg.Eager {
-		if err := setOOMScore(k.proc.pid, k.cfg.Spec.Process.OOMScoreAdj); err != nil {
+		if err := k.writeScore(); err != nil {
 			return err
 		}
 	}

@@ -93,6 +93,7 @@ func (k *creation) complete() (err error) {
 	if err != nil {
 		return err
 	}
+	k.c.warn(k.plan.warnings...)
 	k.c.noteCaps(k.plan)
 	k.attachRoot()
 	if err := k.propagate(); err != nil {

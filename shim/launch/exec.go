@@ -77,6 +77,10 @@ func (c *Container) exec(p *specs.Process, file string, io Stdio, group *cgroup.
 	if err := e.execed(); err != nil {
 		return nil, c.endedOr(err)
 	}
+	if e.scoreErr != nil && scoreWarning(e.scoreErr) == nil {
+		return nil, fmt.Errorf("write oom_score_adj: %w", e.scoreErr)
+	}
+	c.warn(append(pl.warnings, scoreWarning(e.scoreErr))...)
 	taken.Keep()
 	e.proc.console = e.console
 	return e.proc, nil
@@ -328,7 +332,7 @@ func (e *execution) writeScore() {
 	name := opName{"write oom_score_adj", e.score}
 	e.add(name, opIgnore, unix.SYS_CLOSE, 0)
 	e.add(name, 0, unix.SYS_OPENAT, atCWD, e.str("/proc/self/oom_score_adj"), unix.O_WRONLY|unix.O_CLOEXEC)
-	e.add(name, opIgnore, unix.SYS_WRITE, 0, e.str(e.score), uintptr(len(e.score)))
+	e.scoring = e.add(name, opIgnore, unix.SYS_WRITE, 0, e.str(e.score), uintptr(len(e.score)))
 }
 
 // endedOr says of a failure that it is the container's end, if that has come: a

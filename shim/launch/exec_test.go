@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
@@ -98,5 +99,34 @@ func TestExecScore(t *testing.T) {
 				t.Errorf("our own score was %s and is %s", own, now)
 			}
 		})
+	}
+}
+
+// TestWarnings: a process runs without what nobody can grant, and that is told once.
+func TestWarnings(t *testing.T) {
+	f := newFixture(t, "wait")
+	caps := f.spec.Process.Capabilities
+	caps.Bounding = append([]string{"CAP_NONSENSE"}, caps.Bounding...)
+	var told []string
+	f.cfg.Warn = func(err error) { told = append(told, err.Error()) }
+	c := f.create()
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if r := decode(t, f.exec(c, "report")); r.Status["CapBnd"] != "00000000a80425fb" {
+		t.Errorf("capabilities %s", r.Status["CapBnd"])
+	}
+	if len(told) != 1 || !strings.Contains(told[0], `process.capabilities: ["CAP_NONSENSE"] cannot be granted`) {
+		t.Errorf("told %q", told)
+	}
+	own, err := ownCaps()
+	if err != nil || own.permitted&(1<<unix.CAP_SYS_RESOURCE) != 0 {
+		return // limits can be raised here
+	}
+	low, raised := -1000, []specs.POSIXRlimit{{Type: "RLIMIT_NPROC", Soft: 1 << 40, Hard: 1 << 40}}
+	f.spec.Process.OOMScoreAdj, f.spec.Process.Rlimits = &low, raised
+	f.exec(c, "report")
+	if len(told) != 3 || !strings.Contains(told[1], "RLIMIT_NPROC") || !strings.Contains(told[2], "process.oomScoreAdj") {
+		t.Errorf("told %q", told)
 	}
 }

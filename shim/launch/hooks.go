@@ -242,7 +242,7 @@ func (c *Container) launchHook(hook specs.Hook, io Stdio, member *Process) (*Pro
 	if err != nil {
 		return nil, err
 	}
-	limits, err := parseRlimits(nil, true)
+	limits, _, err := parseRlimits(nil, true)
 	if err != nil {
 		return nil, err
 	}

@@ -16,6 +16,9 @@ type launching struct {
 	proc   *Process
 	middle *Process // the first of two clones, until it is reaped
 	eager  bool     // the last gate is open
+
+	scoring  int   // index of the operation that writes oom_score_adj, 0 for none
+	scoreErr error // what came of it
 }
 
 // newLaunching prepares a program for a child; the child's end of the link is
@@ -168,6 +171,11 @@ func (l *launching) execed() error {
 		l.abort()
 		return err
 	}
+	if l.scoring > 0 {
+		if _, errno := l.result(l.scoring); errno != 0 {
+			l.scoreErr = errno
+		}
+	}
 	l.link.close()
 	l.free()
 	return nil
@@ -187,16 +195,23 @@ func (l *launching) abort() {
 	l.free()
 }
 
-// setOOMScore writes a child's oom_score_adj. Lowering it needs
-// CAP_SYS_RESOURCE: where that lacks, the container runs without, as it does
-// if the process is gone already.
+// setOOMScore writes a child's oom_score_adj. One that is gone already needs none.
 func setOOMScore(pid int, score *int) error {
 	if score == nil {
 		return nil
 	}
 	err := writeProc(pid, "oom_score_adj", strconv.Itoa(*score))
-	if errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) {
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) {
 		return nil
 	}
 	return err
+}
+
+// scoreWarning says of a failure to lower oom_score_adj, which needs
+// CAP_SYS_RESOURCE, that the process runs without; nil of another one.
+func scoreWarning(err error) error {
+	if errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM) {
+		return fmt.Errorf("process.oomScoreAdj: %w", err)
+	}
+	return nil
 }

@@ -21,13 +21,13 @@ import (
 // pid is its first process, which started at the given time (see
 // [Process.StartTime]); if that has ended, or pid is somebody else's by now, the
 // container counts as ended. Its processes are no children of this one, so
-// that [Process.Wait] is not for them. Of cfg only ID, Bundle, Spec, Gate
-// and Filter count.
+// that [Process.Wait] is not for them. Of cfg only ID, Bundle, Spec, Gate,
+// Filter and Warn count.
 func Load(cfg Config, pid int, started uint64) (*Container, error) {
 	if cfg.Spec == nil || cfg.Spec.Linux == nil {
 		return nil, fmt.Errorf("load container %s: linux: %w", cfg.ID, errMissing)
 	}
-	c := &Container{id: cfg.ID, bundle: cfg.Bundle, spec: cfg.Spec, gate: cfg.Gate, filter: cfg.Filter, root: -1, devpts: -1}
+	c := &Container{id: cfg.ID, bundle: cfg.Bundle, spec: cfg.Spec, gate: cfg.Gate, warnTo: cfg.Warn, filter: cfg.Filter, root: -1, devpts: -1}
 	var err error
 	if c.host, err = cgroup.Detect(); err != nil {
 		return nil, fmt.Errorf("load container %s: find cgroups: %w", cfg.ID, err)

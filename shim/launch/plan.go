@@ -33,6 +33,7 @@ type plan struct {
 	persona    uintptr
 	setPersona bool
 	affinity   affinity
+	warnings   []error // of what the process does without
 	terminal   bool
 	size       *specs.Box
 }
@@ -74,11 +75,16 @@ func newPlan(p *specs.Process, ctx planContext) (*plan, error) {
 		pl.have.permitted = 1<<(own.last+1) - 1
 		pl.have.bounding = pl.have.permitted
 	}
-	if pl.caps, err = parseCaps(p.Capabilities, pl.have.permitted&pl.have.bounding); err != nil {
+	var lacking []string
+	if pl.caps, lacking = parseCaps(p.Capabilities, pl.have.permitted&pl.have.bounding); len(lacking) > 0 {
+		pl.warnings = append(pl.warnings, fmt.Errorf("process.capabilities: %.512q cannot be granted", lacking))
+	}
+	var lowered []string
+	if pl.rlimits, lowered, err = parseRlimits(p.Rlimits, mayRaise); err != nil {
 		return nil, err
 	}
-	if pl.rlimits, err = parseRlimits(p.Rlimits, mayRaise); err != nil {
-		return nil, err
+	if len(lowered) > 0 {
+		pl.warnings = append(pl.warnings, fmt.Errorf("process.rlimits: %q: hard limits cannot be raised without CAP_SYS_RESOURCE", lowered))
 	}
 	if pl.sched, err = parseScheduler(p.Scheduler); err != nil {
 		return nil, err

@@ -19,7 +19,7 @@ func Reserve(cfg Config) (*Container, error) {
 	if cfg.Spec.Hooks != nil {
 		return nil, fmt.Errorf("create container %s: hooks of a container that is restored: %w", cfg.ID, errUnsupported)
 	}
-	c := &Container{id: cfg.ID, bundle: cfg.Bundle, spec: cfg.Spec, root: -1, devpts: -1, ns: &namespaces{closed: true}}
+	c := &Container{id: cfg.ID, bundle: cfg.Bundle, spec: cfg.Spec, warnTo: cfg.Warn, root: -1, devpts: -1, ns: &namespaces{closed: true}}
 	var err error
 	if c.filter, err = filterOf(&cfg); err != nil {
 		return nil, fmt.Errorf("create container %s: %w", cfg.ID, err)

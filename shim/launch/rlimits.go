@@ -41,20 +41,19 @@ const defaultNoFile = 1024
 
 // parseRlimits reads the limits. RLIMIT_NOFILE is always among them: the Go
 // runtime raises its own soft limit, which a raw clone would hand on. A hard
-// limit above ours is lowered to it where we may not raise it.
-func parseRlimits(limits []specs.POSIXRlimit, mayRaise bool) ([]rlimit, error) {
-	var out []rlimit
+// limit above ours is lowered to it, and named in lowered, where we may not raise it.
+func parseRlimits(limits []specs.POSIXRlimit, mayRaise bool) (out []rlimit, lowered []string, err error) {
 	var seen uint64 // by number
 	for _, l := range limits {
 		resource, ok := rlimitNumber(l.Type)
 		if !ok {
-			return nil, fmt.Errorf("process.rlimits: unknown type %q: %w", l.Type, unix.EINVAL)
+			return nil, nil, fmt.Errorf("process.rlimits: unknown type %q: %w", l.Type, unix.EINVAL)
 		}
 		if seen&(1<<resource) != 0 {
-			return nil, fmt.Errorf("process.rlimits: %s given twice: %w", l.Type, unix.EINVAL)
+			return nil, nil, fmt.Errorf("process.rlimits: %s given twice: %w", l.Type, unix.EINVAL)
 		}
 		if l.Soft > l.Hard {
-			return nil, fmt.Errorf("process.rlimits: %s: soft limit %d above hard limit %d: %w", l.Type, l.Soft, l.Hard, unix.EINVAL)
+			return nil, nil, fmt.Errorf("process.rlimits: %s: soft limit %d above hard limit %d: %w", l.Type, l.Soft, l.Hard, unix.EINVAL)
 		}
 		seen |= 1 << resource
 		out = append(out, rlimit{l.Type, resource, l.Soft, l.Hard})
@@ -62,21 +61,22 @@ func parseRlimits(limits []specs.POSIXRlimit, mayRaise bool) ([]rlimit, error) {
 	if seen&(1<<unix.RLIMIT_NOFILE) == 0 {
 		var own unix.Rlimit
 		if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &own); err != nil {
-			return nil, fmt.Errorf("read RLIMIT_NOFILE: %w", err)
+			return nil, nil, fmt.Errorf("read RLIMIT_NOFILE: %w", err)
 		}
 		out = append(out, rlimit{"RLIMIT_NOFILE", unix.RLIMIT_NOFILE, min(defaultNoFile, own.Max), own.Max})
 	}
 	if mayRaise {
-		return out, nil
+		return out, nil, nil
 	}
 	for i := range out {
 		var own unix.Rlimit
-		if unix.Getrlimit(out[i].resource, &own) == nil {
-			out[i].hard = min(out[i].hard, own.Max)
-			out[i].soft = min(out[i].soft, out[i].hard)
+		if unix.Getrlimit(out[i].resource, &own) == nil && out[i].hard > own.Max {
+			out[i].hard = own.Max
+			out[i].soft = min(out[i].soft, own.Max)
+			lowered = append(lowered, out[i].name)
 		}
 	}
-	return out, nil
+	return out, lowered, nil
 }
 
 // raised lists the limits whose hard value is above ours: only a process with

@@ -395,7 +395,6 @@ func TestErrorsNameTheField(t *testing.T) {
 		name, want string
 		change     func(f *fixture)
 	}{
-		{"unknown capability", `process.capabilities.bounding: unknown capability "CAP_ODD"`, func(f *fixture) { f.spec.Process.Capabilities.Bounding = []string{"CAP_ODD"} }},
 		{"unknown rlimit", `unknown type "RLIMIT_ODD"`, func(f *fixture) { f.spec.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_ODD"}} }},
 		{"host sysctl", `"kernel.panic" is not of a namespace`, func(f *fixture) { f.spec.Linux.Sysctl = map[string]string{"kernel.panic": "1"} }},
 		{"sysctl path", `net.././kernel/panic`, func(f *fixture) { f.spec.Linux.Sysctl = map[string]string{"net.././kernel/panic": "1"} }},

@@ -147,7 +147,7 @@ func (c *cli) make(id string, o createOptions, gate bool) (*container, *launch.C
 		return nil, nil, err
 	}
 	cfg := launch.Config{
-		ID: id, Bundle: r.dir, Spec: r.spec, Ordered: true, Filter: filter, Stdio: launch.Stdio{Stdin: c.in, Stdout: c.out, Stderr: c.err, Files: files},
+		ID: id, Bundle: r.dir, Spec: r.spec, Ordered: true, Filter: filter, Warn: c.warn, Stdio: launch.Stdio{Stdin: c.in, Stdout: c.out, Stderr: c.err, Files: files},
 		// What is handed over, hooks, and the way out of systemd's scope come first.
 		Eager: !gate && !r.noProcess && r.scope == nil && r.spec.Hooks == nil && o.handOver.nothing(),
 	}

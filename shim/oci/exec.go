@@ -83,7 +83,7 @@ func (c *cli) exec(args []string) error {
 	if err != nil {
 		return err
 	}
-	launched, err := ct.launched(spec, profile)
+	launched, err := ct.launched(spec, profile, c.warn)
 	if err != nil {
 		return err
 	}

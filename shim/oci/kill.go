@@ -218,7 +218,7 @@ func (c *cli) destroy(ct *container) error {
 	var launched *launch.Container
 	spec, _, err := ct.config()
 	if err == nil {
-		launched, err = ct.launched(spec, nil)
+		launched, err = ct.launched(spec, nil, c.warn)
 	}
 	if err != nil {
 		c.warn(err) // a damaged specification must not keep the rest

@@ -40,7 +40,7 @@ func (c *cli) start(args []string) error {
 	if err != nil {
 		return err
 	}
-	launched, err := ct.launched(spec, nil)
+	launched, err := ct.launched(spec, nil, c.warn)
 	if err != nil {
 		return err
 	}

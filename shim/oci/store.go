@@ -252,12 +252,12 @@ func (ct *container) config() (*specs.Spec, []byte, error) {
 
 // launched gives the container for its start and its removal, and with the text
 // of its seccomp profile for more processes.
-func (ct *container) launched(spec *specs.Spec, profile []byte) (*launch.Container, error) {
+func (ct *container) launched(spec *specs.Spec, profile []byte, warn func(error)) (*launch.Container, error) {
 	filter, err := filterOf(filepath.Dir(ct.dir), profile)
 	if err != nil {
 		return nil, err
 	}
-	cfg := launch.Config{ID: ct.ID, Bundle: ct.Bundle, Spec: spec, Gate: ct.dir, Filter: filter}
+	cfg := launch.Config{ID: ct.ID, Bundle: ct.Bundle, Spec: spec, Gate: ct.dir, Filter: filter, Warn: warn}
 	return launch.Load(cfg, ct.Pid, ct.Started)
 }
 
