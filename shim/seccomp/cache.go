@@ -19,7 +19,7 @@ import (
 
 // cacheHeader begins a file of the cache. The number is the compiler's: raise it
 // with every change of what a profile is compiled to.
-const cacheHeader = "longshore seccomp 2 " + runtime.GOARCH + "\n"
+const cacheHeader = "longshore seccomp 3 " + runtime.GOARCH + "\n"
 
 // maxProfile bounds the text of a profile. Docker's default one is 20 KB.
 const maxProfile = 4 << 20

@@ -124,6 +124,9 @@ func (c *compiler) addSyscall(s *specs.LinuxSyscall) error {
 	if err != nil {
 		return fmt.Errorf("rule for %.64q: %w", s.Names, err)
 	}
+	if len(s.Names) == 0 {
+		return fmt.Errorf("rule without names: %w", unix.EINVAL)
+	}
 	for _, name := range s.Names {
 		if name == "" {
 			return fmt.Errorf("rule without a name: %w", unix.EINVAL)

@@ -161,7 +161,7 @@ func crowdedProfile(r *rand.Rand, names []string, archs []specs.Arch) *specs.Lin
 	}
 	for range r.IntN(10) {
 		s := specs.LinuxSyscall{Action: actions[r.IntN(len(actions))]}
-		if r.IntN(3) == 0 {
+		if (s.Action == specs.ActErrno || s.Action == specs.ActTrace) && r.IntN(3) == 0 {
 			s.ErrnoRet = ptr(uint(r.IntN(3)))
 		}
 		for range 1 + r.IntN(12) {

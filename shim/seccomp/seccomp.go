@@ -100,9 +100,13 @@ func compile(p *specs.LinuxSeccomp, goarch string) (*Filter, error) {
 	return f, nil
 }
 
-// checkNotify refuses an agent's say over write(2), with which the process that
-// loads the filter tells that there is something to hand to the agent.
+// checkNotify refuses what is meant for an agent that there is none, and an agent's
+// say over write(2), with which the process that loads the filter tells that there
+// is something to hand to the agent.
 func checkNotify(p *specs.LinuxSeccomp) error {
+	if p.ListenerMetadata != "" && p.ListenerPath == "" {
+		return fmt.Errorf("listenerMetadata without listenerPath: %w", unix.EINVAL)
+	}
 	if p.DefaultAction == specs.ActNotify {
 		return fmt.Errorf("SCMP_ACT_NOTIFY as the default action: %w", unix.EINVAL)
 	}
@@ -155,6 +159,9 @@ const (
 func actionOf(name specs.LinuxSeccompAction, ret *uint) (action, error) {
 	code := action(unix.EPERM)
 	if ret != nil {
+		if name != specs.ActErrno && name != specs.ActTrace {
+			return 0, fmt.Errorf("action %.64q takes no errnoRet: %w", string(name), unix.EINVAL)
+		}
 		if *ret > 0xffff {
 			return 0, fmt.Errorf("errnoRet %d: %w", *ret, unix.EINVAL)
 		}

@@ -343,6 +343,10 @@ func TestRefusals(t *testing.T) {
 		"operator":        rule(specs.LinuxSyscall{Names: []string{"read"}, Action: specs.ActAllow, Args: []specs.LinuxSeccompArg{{}}}),
 		"argument index":  rule(specs.LinuxSyscall{Names: []string{"read"}, Action: specs.ActAllow, Args: []specs.LinuxSeccompArg{arg(6, specs.OpEqualTo, 0, 0)}}),
 		"errno":           rule(specs.LinuxSyscall{Names: []string{"read"}, Action: specs.ActErrno, ErrnoRet: ptr(uint(1 << 16))}),
+		"errno of allow":  rule(specs.LinuxSyscall{Names: []string{"read"}, Action: specs.ActAllow, ErrnoRet: ptr(uint(1))}),
+		"default errno":   {DefaultAction: specs.ActKill, DefaultErrnoRet: ptr(uint(1))},
+		"no names":        rule(specs.LinuxSyscall{Action: specs.ActAllow}),
+		"metadata":        {DefaultAction: specs.ActAllow, ListenerMetadata: "x"},
 		"notify write":    {DefaultAction: specs.ActAllow, ListenerPath: "/x", Syscalls: []specs.LinuxSyscall{{Names: []string{"write"}, Action: specs.ActNotify}}},
 		"notify, no path": rule(specs.LinuxSyscall{Names: []string{"read"}, Action: specs.ActNotify}),
 	} {
@@ -406,15 +410,18 @@ func randomProfile(r *rand.Rand) *specs.LinuxSeccomp {
 	}
 	for range r.IntN(8) {
 		s := specs.LinuxSyscall{Action: actions[r.IntN(9)]}
-		if r.IntN(3) == 0 {
+		if (s.Action == specs.ActErrno || s.Action == specs.ActTrace) && r.IntN(3) == 0 {
 			s.ErrnoRet = ptr(uint(r.IntN(3)))
 		}
-		for range r.IntN(6) {
+		for range 1 + r.IntN(5) {
 			name := names[r.IntN(len(names))]
 			if s.Action == specs.ActNotify && name == "write" {
 				continue
 			}
 			s.Names = append(s.Names, name)
+		}
+		if len(s.Names) == 0 {
+			continue
 		}
 		for range max(0, r.IntN(5)-2) {
 			s.Args = append(s.Args, arg(uint(r.IntN(3)), ops[r.IntN(len(ops))], randomValue(r), randomValue(r)))
