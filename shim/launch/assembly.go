@@ -35,6 +35,7 @@ type source struct {
 // resolved inside it, and then used by descriptor only.
 type assembly struct {
 	spec       *specs.Spec
+	bundle     string
 	uids, gids []specs.LinuxIDMapping
 	own        uintptr // CLONE_NEW* of the namespaces that are not the host's
 	pidNS      *joined // that of a process that is born late; nil for others
@@ -83,9 +84,10 @@ func (a *assembly) classify() ([]*source, error) {
 	a.sources = make([]source, len(a.spec.Mounts))
 	for i := range a.spec.Mounts {
 		m := &a.spec.Mounts[i]
-		if !path.IsAbs(m.Destination) {
-			return nil, fmt.Errorf("mounts[%d].destination %q is not absolute: %w", i, m.Destination, unix.EINVAL)
+		if m.Destination == "" {
+			return nil, fmt.Errorf("mounts[%d].destination: %w", i, errMissing)
 		}
+		m = a.absolute(m)
 		if a.host != nil && a.host.Mode == cgroup.V2 {
 			m = a.unifiedMount(m)
 		}
@@ -93,6 +95,9 @@ func (a *assembly) classify() ([]*source, error) {
 		*s = source{spec: m, opts: parseOptions(m.Type, m.Options), child: -1, fd: -1}
 		if s.opts.bind && m.Source == "" {
 			return nil, fmt.Errorf("mounts[%d].source of a bind: %w", i, errMissing)
+		}
+		if mapped := s.opts.idmap || len(m.UIDMappings)+len(m.GIDMappings) > 0; mapped && !s.opts.bind && (a.childMade(m.Type) || m.Type == "cgroup") {
+			return nil, fmt.Errorf("mounts[%d].uidMappings and gidMappings of %s: %w", i, m.Type, errUnsupported)
 		}
 		if s.opts.remount {
 			continue
@@ -110,6 +115,21 @@ func (a *assembly) classify() ([]*source, error) {
 		made = append(made, s)
 	}
 	return made, nil
+}
+
+// absolute gives a mount with whole paths: a relative destination is one of "/",
+// the relative source of a bind one of the bundle (config.md, "Mounts").
+func (a *assembly) absolute(m *specs.Mount) *specs.Mount {
+	bind := m.Type == "bind" || slices.Contains(m.Options, "bind") || slices.Contains(m.Options, "rbind")
+	inBundle := bind && m.Source != "" && !path.IsAbs(m.Source)
+	if path.IsAbs(m.Destination) && !inBundle {
+		return m
+	}
+	whole := *m
+	if whole.Destination = path.Join("/", m.Destination); inBundle {
+		whole.Source = path.Join(a.bundle, m.Source)
+	}
+	return &whole
 }
 
 // unifiedMount gives what a mount of cgroups is where there is cgroup2 alone: the

@@ -250,7 +250,7 @@ func (k *creation) open(taken *undo.Stack) (err error) {
 		return err
 	}
 	k.parts = assembly{
-		spec: withMounts(spec, k.cfg.Rootfs), uids: c.ns.uids, gids: c.ns.gids, host: c.host, group: c.group, root: -1, devpts: -1,
+		spec: withMounts(spec, k.cfg.Rootfs), bundle: k.cfg.Bundle, uids: c.ns.uids, gids: c.ns.gids, host: c.host, group: c.group, root: -1, devpts: -1,
 		own: c.ns.all(), ordered: k.cfg.Ordered, chrooted: c.ns.chrooted,
 	}
 	if c.ns.exposed {

@@ -81,7 +81,11 @@ func (k *creation) handed() int {
 // is busy with its first part.
 func (k *creation) complete() (err error) {
 	m, _ := rootMounts(k.cfg.Rootfs)
-	if k.parts.root, err = mountRoot(m, rootDir(k.cfg)); err != nil {
+	mode, _, err := propagationMode(k.cfg.Spec.Linux.RootfsPropagation)
+	if err != nil {
+		return err
+	}
+	if k.parts.root, err = mountRoot(m, rootDir(k.cfg), mode == unix.MS_SLAVE); err != nil {
 		return err
 	}
 	k.c.root = k.parts.root
@@ -293,8 +297,8 @@ func (k *creation) remount(fd uintptr, s *source, c *mountChange) error {
 }
 
 // propagate appends the root's propagation, once it is the root: a shared mount
-// cannot become that. The tree is private, so that there is nothing to be a
-// slave of; mounts that are slaves of the host's were made so one by one.
+// cannot become that. What is a slave of the host's was made so one by one, the
+// root by mountRoot: a tree that is mounted for the container has no master.
 func (k *creation) propagate() error {
 	mode, rec, err := propagationMode(k.cfg.Spec.Linux.RootfsPropagation)
 	if err != nil || k.c.ns.chrooted || mode == 0 || mode == unix.MS_SLAVE || mode == unix.MS_PRIVATE {

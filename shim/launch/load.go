@@ -214,8 +214,20 @@ func MountOptions() []string {
 	for _, p := range []string{"private", "shared", "slave", "unbindable"} {
 		names = append(names, p, "r"+p)
 	}
+	names = append(names, superOptions[:]...)
 	slices.Sort(names)
 	return names
+}
+
+// MemoryPolicies lists the modes and flags of memory policies.
+func MemoryPolicies() (modes, flags []string) {
+	for _, m := range memoryPolicies {
+		modes = append(modes, string(m))
+	}
+	for _, f := range memoryFlags {
+		flags = append(flags, string(f.name))
+	}
+	return modes, flags
 }
 
 // Capabilities lists the names of capabilities in the kernel's order.

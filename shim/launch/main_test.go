@@ -134,6 +134,8 @@ func probe(args []string) {
 			_, err := os.OpenFile(name, os.O_RDWR|unix.O_NOCTTY, 0)
 			fmt.Printf("%s: %v\n", name, err)
 		}
+	case "mount":
+		fmt.Println(unix.Mount("tmpfs", args[1], "tmpfs", 0, "size=4k"))
 	case "stat":
 		for _, name := range args[1:] {
 			var st unix.Stat_t

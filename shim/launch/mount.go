@@ -40,11 +40,15 @@ func cloneHostPath(path string, recursive bool) (int, error) {
 }
 
 func privateTree(dir int, path string, recursive bool) (int, error) {
+	return treeOf(dir, path, recursive, unix.MS_PRIVATE)
+}
+
+func treeOf(dir int, path string, recursive bool, propagation uint64) (int, error) {
 	fd, err := openTree(dir, path, recursive)
 	if err != nil {
 		return -1, err
 	}
-	if err := changeMount(fd, mountChange{propagation: unix.MS_PRIVATE, recursive: recursive}); err != nil {
+	if err := changeMount(fd, mountChange{propagation: propagation, recursive: recursive}); err != nil {
 		unix.Close(fd)
 		return -1, err
 	}
@@ -105,10 +109,15 @@ func explain(fs int, err error) error {
 }
 
 // mountRoot makes the container's root, detached. With m nil it is the
-// directory dir as it is, else m is mounted.
-func mountRoot(m *Mount, dir string) (int, error) {
+// directory dir as it is, with all below it, and with slave also with what the host
+// mounts there later. Else m is mounted.
+func mountRoot(m *Mount, dir string, slave bool) (int, error) {
 	if m == nil {
-		fd, err := cloneHostPath(dir, true)
+		propagation := uint64(unix.MS_PRIVATE)
+		if slave {
+			propagation = unix.MS_SLAVE
+		}
+		fd, err := treeOf(unix.AT_FDCWD, dir, true, propagation)
 		if err != nil {
 			return -1, &os.PathError{Op: "mount root", Path: dir, Err: err}
 		}
@@ -119,6 +128,9 @@ func mountRoot(m *Mount, dir string) (int, error) {
 	var err error
 	switch {
 	case o.bind:
+		if slave {
+			o.propagation = unix.MS_SLAVE
+		}
 		fd, err = openTree(unix.AT_FDCWD, m.Source, o.recursive)
 	case m.Type == "overlay":
 		fd, err = mountOverlay(m.Source, o.data)

@@ -3,6 +3,7 @@ package launch
 import (
 	"fmt"
 	"os"
+	"path"
 	"strconv"
 	"strings"
 
@@ -129,6 +130,9 @@ func openNamespaces(linux *specs.Linux) (n *namespaces, err error) {
 }
 
 func (n *namespaces) open(ns specs.LinuxNamespace) error {
+	if !path.IsAbs(ns.Path) {
+		return fmt.Errorf("linux.namespaces: path %q of %s is not absolute: %w", ns.Path, ns.Type, unix.EINVAL)
+	}
 	fd, err := unix.Open(ns.Path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return &os.PathError{Op: "open " + string(ns.Type) + " namespace", Path: ns.Path, Err: err}

@@ -103,6 +103,8 @@ func (o *mountOptions) add(opt string) {
 	switch opt {
 	case "", "defaults":
 		return
+	case "silent", "loud", "iversion", "noiversion":
+		return // flags of mount(2) that fsconfig(2) has no word for; they change nothing that is seen
 	case "bind":
 		o.bind = true
 		return
@@ -141,6 +143,12 @@ func (o *mountOptions) add(opt string) {
 		}
 	}
 	o.data = append(o.data, opt)
+}
+
+// superOptions are the options of mount(8) for a filesystem as a whole. fsconfig(2)
+// takes those that have an effect; a bind has none.
+var superOptions = [...]string{
+	"async", "sync", "dirsync", "lazytime", "nolazytime", "mand", "nomand", "silent", "loud", "iversion", "noiversion",
 }
 
 func (o *mountOptions) readOnly() bool { return (o.set|o.recSet)&unix.MOUNT_ATTR_RDONLY != 0 }

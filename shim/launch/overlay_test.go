@@ -41,7 +41,7 @@ func TestOverlayByPathIsSeenByNobody(t *testing.T) {
 			}
 			m := f.cfg.Rootfs[0]
 			m.Options = append(m.Options, options...)
-			fd, err := mountRoot(&m, filepath.Join(f.bundle, "rootfs"))
+			fd, err := mountRoot(&m, filepath.Join(f.bundle, "rootfs"), false)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -57,7 +57,7 @@ func MountAt(m Mount) error {
 	if err := os.MkdirAll(m.Target, 0o700); err != nil {
 		return err
 	}
-	fd, err := mountRoot(&m, m.Target)
+	fd, err := mountRoot(&m, m.Target, false)
 	if err != nil {
 		return err
 	}

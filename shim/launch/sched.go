@@ -137,6 +137,15 @@ var memoryPolicies = [...]specs.MemoryPolicyModeType{
 	specs.MpolDefault, specs.MpolPreferred, specs.MpolBind, specs.MpolInterleave, specs.MpolLocal, specs.MpolPreferredMany, specs.MpolWeightedInterleave,
 }
 
+type memoryFlag struct {
+	name specs.MemoryPolicyFlagType
+	bit  uintptr
+}
+
+var memoryFlags = [...]memoryFlag{
+	{specs.MpolFNumaBalancing, 1 << 13}, {specs.MpolFRelativeNodes, 1 << 14}, {specs.MpolFStaticNodes, 1 << 15},
+}
+
 // memoryPolicy is what set_mempolicy(2) takes.
 type memoryPolicy struct {
 	mode  uintptr
@@ -153,13 +162,11 @@ func parseMemoryPolicy(p *specs.LinuxMemoryPolicy) (*memoryPolicy, error) {
 	}
 	out := &memoryPolicy{mode: uintptr(mode)}
 	for _, flag := range p.Flags {
-		bits := map[specs.MemoryPolicyFlagType]uintptr{
-			specs.MpolFStaticNodes: 1 << 15, specs.MpolFRelativeNodes: 1 << 14, specs.MpolFNumaBalancing: 1 << 13,
-		}[flag]
-		if bits == 0 {
+		i := slices.IndexFunc(memoryFlags[:], func(f memoryFlag) bool { return f.name == flag })
+		if i < 0 {
 			return nil, fmt.Errorf("linux.memoryPolicy.flags %q: %w", flag, unix.EINVAL)
 		}
-		out.mode |= bits
+		out.mode |= memoryFlags[i].bit
 	}
 	if p.Nodes == "" {
 		return out, nil
