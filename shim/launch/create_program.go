@@ -99,6 +99,19 @@ func (k *creation) complete() (err error) {
 	}
 	k.c.warn(k.plan.warnings...)
 	k.c.noteCaps(k.plan)
+	if err := k.afterRoot(); err != nil {
+		return err
+	}
+	if k.fifo != nil {
+		if err := k.fifo.record(k.builder, k.plan.args[0]); err != nil {
+			return err
+		}
+	}
+	return k.extend()
+}
+
+// afterRoot appends what the child does when it has its root.
+func (k *creation) afterRoot() error {
 	k.attachRoot()
 	if err := k.propagate(); err != nil {
 		return err
@@ -129,12 +142,7 @@ func (k *creation) complete() (err error) {
 		}
 	}
 	k.finish(k.plan, uintptr(k.childProcfs), wait, last)
-	if k.fifo != nil {
-		if err := k.fifo.record(k.builder, k.plan.args[0]); err != nil {
-			return err
-		}
-	}
-	return k.extend()
+	return nil
 }
 
 // joinRest appends joining the groups that were made meanwhile, by the last of

@@ -283,12 +283,23 @@ func (e *execution) clone(pl *plan, root int, taken *undo.Stack) error {
 	if joins.Into != nil {
 		into = int(joins.Into.Fd())
 	}
-	aside := e.private && e.score != ""
-	if aside {
+	aside := e.write(joins, pidfd, root, procfs)
+	pidNS := -1
+	if c.ns.all()&unix.CLONE_NEWPID != 0 && !e.late && !aside {
+		pidNS = pidfd
+	}
+	err = e.launching.clone(0, pidNS, into, e.late || aside)
+	unix.Close(childEnd)
+	return c.endedOr(err)
+}
+
+// write writes the program. It says whether a first process stands aside.
+func (e *execution) write(joins *cgroup.Joins, pidfd, root, procfs int) (aside bool) {
+	if aside = e.private && e.score != ""; aside {
 		e.standAside(pidfd)
 	}
 	e.writeScore()
-	e.runOn(pl.affinity.initial)
+	e.runOn(e.plan.affinity.initial)
 	e.keepFiles(e.files)
 	late := e.inheritance(joins, &procfs)
 	e.member(pidfd, root)
@@ -298,14 +309,8 @@ func (e *execution) clone(pl *plan, root int, taken *undo.Stack) error {
 		}
 		return func(b *builder) { b.join(uintptr(late[i]), name) }
 	}
-	e.finish(pl, uintptr(max(procfs, 0)), joinLate(len(late)-1, "cpu"), joinLate(len(late)-2, "memory"))
-	pidNS := -1
-	if c.ns.all()&unix.CLONE_NEWPID != 0 && !e.late && !aside {
-		pidNS = pidfd
-	}
-	err = e.launching.clone(0, pidNS, into, e.late || aside)
-	unix.Close(childEnd)
-	return c.endedOr(err)
+	e.finish(e.plan, uintptr(max(procfs, 0)), joinLate(len(late)-1, "cpu"), joinLate(len(late)-2, "memory"))
+	return aside
 }
 
 // standAside appends a second clone after which the first process waits until the
