@@ -18,7 +18,9 @@
 // ends the child.
 //
 // Invariants: every descriptor is close-on-exec and the child really closes
-// those it does not need; nothing a container can shape is resolved twice; a
+// those it does not need; it is not in a pid namespace with processes that could
+// trace it before it has given up all that these lack; nothing a container can
+// shape is resolved twice; a
 // child that fails stores the operation and the errno in the arena, so that
 // every error has a name; no failure leaves a zombie, a mount or a cgroup.
 package launch
