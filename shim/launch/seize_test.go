@@ -198,7 +198,7 @@ func TestTracerInThePodGainsNothing(t *testing.T) {
 		}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			pod, _ := newSandbox(t, SandboxConfig{NewPID: true, CgroupPath: fmt.Sprintf(testCgroup, os.Getpid(), serial.Add(1))})
+			pod, _ := newSandbox(t, SandboxConfig{NewPID: true})
 			tracer := newFixture(t, "seize", ownNS(t, "mnt"))
 			tracer.mayTrace()
 			tracer.join(pod.Dir, "pid")
@@ -244,7 +244,7 @@ func TestContainerInAPodsPidNamespace(t *testing.T) {
 		{"gate of a file", func(f *fixture) { f.cfg.Gate = f.t.TempDir() }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			pod, first := newSandbox(t, SandboxConfig{NewPID: true, CgroupPath: fmt.Sprintf(testCgroup, os.Getpid(), serial.Add(1))})
+			pod, first := newSandbox(t, SandboxConfig{NewPID: true})
 			f := newFixture(t, "report")
 			f.join(pod.Dir, "pid")
 			tt.set(f)
