@@ -333,16 +333,40 @@ func (g *Group) Joins() (*Joins, error) {
 
 // Narrow makes the way into the cgroup2 tree lead to a [Group.Child]; the ways
 // into version 1 stay.
-func (j *Joins) Narrow(child *Group) error {
-	name := child.dir(&child.host.Trees[0])
-	fd, err := unix.Open(name, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+func (j *Joins) Narrow(child *Group) error { return j.lead(child.dir(&child.host.Trees[0])) }
+
+// Follow makes the way into the cgroup2 tree lead to the group of one of g's
+// processes. A group that hands controllers down (cgroup.subtree_control) takes
+// no process, which clone3 says by EBUSY: so is that of a container that manages
+// its own, as systemd and Docker do, and that has moved its processes below.
+// Where they are is the container's choice, so what is not below g is refused.
+func (j *Joins) Follow(g *Group, pid int) error {
+	place, err := g.host.PlaceOf(strconv.Itoa(pid))
 	if err != nil {
-		return &fs.PathError{Op: "open", Path: name, Err: err}
+		return err
+	}
+	for i := range g.host.Trees {
+		if t := &g.host.Trees[i]; t.Unified {
+			at := g.host.Load(place.paths[i])
+			if !strings.HasPrefix(at.path, g.path+"/") {
+				return fmt.Errorf("process %d is in cgroup %s, not below %s: %w", pid, at.path, g.path, unix.EBUSY)
+			}
+			return j.lead(at.dir(t))
+		}
+	}
+	return fmt.Errorf("follow process %d: no cgroup2 tree: %w", pid, unix.EOPNOTSUPP)
+}
+
+// lead sets the way into the cgroup2 tree.
+func (j *Joins) lead(dir string) error {
+	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return &fs.PathError{Op: "open", Path: dir, Err: err}
 	}
 	if j.Into != nil {
 		unix.Close(j.Into.fd)
 	}
-	j.Into = &Way{fd, name}
+	j.Into = &Way{fd, dir}
 	return nil
 }
 

@@ -289,6 +289,11 @@ func (e *execution) clone(pl *plan, root int, taken *undo.Stack) error {
 		pidNS = pidfd
 	}
 	err = e.launching.clone(0, pidNS, into, e.late || aside)
+	if errors.Is(err, unix.EBUSY) && e.group == nil {
+		if err = joins.Follow(c.group, c.init.pid); err == nil {
+			err = e.launching.clone(0, pidNS, int(joins.Into.Fd()), e.late || aside)
+		}
+	}
 	unix.Close(childEnd)
 	return c.endedOr(err)
 }

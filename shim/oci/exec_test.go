@@ -8,12 +8,15 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/longshore/longshore/internal/cgroup"
 )
 
 // running gives a container whose program waits.
@@ -296,4 +299,59 @@ func TestUserNamespace(t *testing.T) {
 	if out := f.ok("exec", "--user", "5:6", f.id, "/probe", "who"); !strings.HasSuffix(out, " 5 6 \n/ <nil>\n") {
 		t.Errorf("%q", out)
 	}
+}
+
+// TestExecWhereTheContainerManagesItsGroup: a group that hands a controller down
+// takes no process, so one that is run in it follows the first.
+func TestExecWhereTheContainerManagesItsGroup(t *testing.T) {
+	f := running(t)
+	dir, controller := domainController(t)
+	dir += f.group
+	pid := strconv.Itoa(f.state().Pid)
+	init := filepath.Join(dir, "init")
+	if err := os.Mkdir(init, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	write := func(file, text string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(text), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(filepath.Join(init, "cgroup.procs"), pid)
+	write(filepath.Join(dir, "cgroup.subtree_control"), "+"+controller)
+	if out := f.ok("exec", f.id, "/probe", "cgroup"); out != "/init\n" {
+		t.Errorf("the process is in %q, not in /init", out)
+	}
+	// Who is elsewhere shows no way.
+	elsewhere := dir + "-elsewhere"
+	if err := os.Mkdir(elsewhere, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	defer os.Remove(elsewhere)
+	write(filepath.Join(elsewhere, "cgroup.procs"), pid)
+	out, errs, status := f.run("exec", f.id, "/probe", "cgroup")
+	if status != 255 || !strings.Contains(errs, "not below "+f.group) {
+		t.Errorf("exec beside a process that has left: status %d, %q, %q", status, out, errs)
+	}
+	write(filepath.Join(init, "cgroup.procs"), pid)
+}
+
+// domainController gives where the cgroup2 tree is mounted and a controller there
+// that groups with processes cannot hand down.
+func domainController(t *testing.T) (mount, controller string) {
+	t.Helper()
+	host, err := cgroup.Detect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tree := range host.Trees {
+		for _, name := range []string{"memory", "hugetlb", "io"} {
+			if tree.Unified && slices.Contains(tree.Controllers, name) {
+				return tree.Mount, name
+			}
+		}
+	}
+	t.Skip("needs a controller in cgroup2")
+	return "", ""
 }

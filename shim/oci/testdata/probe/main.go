@@ -40,6 +40,13 @@ func main() {
 		fmt.Println(os.Getpid(), os.Getuid(), os.Getgid(), os.Getenv("WHO"))
 		dir, err := os.Getwd()
 		fmt.Println(dir, err)
+	case "cgroup": // in the cgroup2 tree
+		data, _ := os.ReadFile("/proc/self/cgroup")
+		for line := range strings.Lines(string(data)) {
+			if path, ok := strings.CutPrefix(line, "0::"); ok {
+				fmt.Print(path)
+			}
+		}
 	case "tty":
 		for fd := range 3 {
 			name, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
