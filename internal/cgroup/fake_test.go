@@ -179,6 +179,11 @@ func TestUpdateWritesFiles(t *testing.T) {
 			res:  &specs.LinuxResources{Unified: map[string]string{"memory.high": "77"}},
 			want: map[string]string{"unified/memory.high": "77"},
 		},
+		"unified line by line": { // each is a write, which plain files put one behind the other
+			v2: []string{}, files: map[string]string{"unified/io.max": ""},
+			res:  &specs.LinuxResources{Unified: map[string]string{"io.max": "8:0 rbps=1\n8:16 wbps=2\n"}},
+			want: map[string]string{"unified/io.max": "8:0 rbps=18:16 wbps=2"},
+		},
 		"unified unknown file":    {v2: []string{}, res: &specs.LinuxResources{Unified: map[string]string{"memory.high": "77"}}, err: unix.EINVAL},
 		"unified is no path":      {v2: []string{}, res: &specs.LinuxResources{Unified: map[string]string{"../x.y": "1"}}, err: unix.EINVAL},
 		"unified moves nobody":    {v2: []string{}, res: &specs.LinuxResources{Unified: map[string]string{"cgroup.procs": "1"}}, err: unix.EINVAL},

@@ -14,10 +14,10 @@ type files struct {
 	before *journal // of what they held; nil: nobody asks
 }
 
-// write writes one value to a file, which must exist.
-func (f files) write(file, value string) error {
+// write writes values, one after the other, to a file, which must exist.
+func (f files) write(file string, values ...string) error {
 	f.note(file)
-	return writeFile(f.dir, file, value)
+	return writeFile(f.dir, file, values...)
 }
 
 // note remembers what a file holds. One that cannot be read holds nothing, or

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -419,6 +420,30 @@ func TestDeviceFilterOnTheUnifiedTree(t *testing.T) {
 	}
 	for _, fd := range fds {
 		unix.Close(fd)
+	}
+}
+
+// TestUnifiedIsWrittenLineByLine: the specification's example for io.max has two
+// lines, which the kernel takes one at a time.
+func TestUnifiedIsWrittenLineByLine(t *testing.T) {
+	h, g := realGroup(t, nil)
+	tree := h.unified()
+	disks, _ := filepath.Glob("/sys/block/*/dev")
+	if tree == nil || !slices.Contains(tree.Controllers, "io") || len(disks) == 0 {
+		t.Skip("needs io in cgroup2, and a disk")
+	}
+	disk, err := readFile(filepath.Dir(disks[0]), "dev")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Update(&specs.LinuxResources{Unified: map[string]string{
+		"io.max": disk + " rbps=2097152\n" + disk + " wbps=1048576\n",
+	}}); err != nil {
+		t.Fatal(err)
+	}
+	want := disk + " rbps=2097152 wbps=1048576 riops=max wiops=max"
+	if got, err := readFile(g.dir(tree), "io.max"); got != want || err != nil {
+		t.Errorf("io.max = %q, %v; want %q", got, err, want)
 	}
 }
 

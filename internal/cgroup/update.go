@@ -176,7 +176,8 @@ func (u *update) unified(res *specs.LinuxResources) error {
 			strings.HasPrefix(file, "cgroup.") || !strings.Contains(file, ".") {
 			return fmt.Errorf("unified resource %.64q is not a controller's file: %w", file, unix.EINVAL)
 		}
-		err := u.files(t).write(file, res.Unified[file])
+		// The kernel takes one line of io.max, and its like, at a time.
+		err := u.files(t).write(file, linesOf(res.Unified[file])...)
 		if errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("unified resource %q: no such file in cgroup v2 here (kernel or controller missing): %w", file, unix.EINVAL)
 		}
@@ -185,4 +186,12 @@ func (u *update) unified(res *specs.LinuxResources) error {
 		}
 	}
 	return nil
+}
+
+// linesOf gives what to write one by one: a value of one line stays as it is.
+func linesOf(value string) []string {
+	if some := lines(value); len(some) > 1 {
+		return some
+	}
+	return []string{value}
 }
