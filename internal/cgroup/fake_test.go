@@ -184,9 +184,19 @@ func TestUpdateWritesFiles(t *testing.T) {
 			res:  &specs.LinuxResources{Unified: map[string]string{"io.max": "8:0 rbps=1\n8:16 wbps=2\n"}},
 			want: map[string]string{"unified/io.max": "8:0 rbps=18:16 wbps=2"},
 		},
+		"unified limits groups": {
+			v2: []string{}, files: map[string]string{"unified/cgroup.max.descendants": "max", "unified/cgroup.max.depth": "max"},
+			res:  &specs.LinuxResources{Unified: map[string]string{"cgroup.max.descendants": "7", "cgroup.max.depth": "2"}},
+			want: map[string]string{"unified/cgroup.max.descendants": "7", "unified/cgroup.max.depth": "2"},
+		},
 		"unified unknown file":    {v2: []string{}, res: &specs.LinuxResources{Unified: map[string]string{"memory.high": "77"}}, err: unix.EINVAL},
 		"unified is no path":      {v2: []string{}, res: &specs.LinuxResources{Unified: map[string]string{"../x.y": "1"}}, err: unix.EINVAL},
-		"unified moves nobody":    {v2: []string{}, res: &specs.LinuxResources{Unified: map[string]string{"cgroup.procs": "1"}}, err: unix.EINVAL},
+		"unified moves nobody":    unifiedCase("cgroup.procs"),
+		"unified moves no thread": unifiedCase("cgroup.threads"),
+		"unified kills nobody":    unifiedCase("cgroup.kill"),
+		"unified stops nobody":    unifiedCase("cgroup.freeze"),
+		"unified keeps the type":  unifiedCase("cgroup.type"),
+		"unified hands none down": unifiedCase("cgroup.subtree_control"),
 		"v1 devices from nothing": devicesCase("a *:* rwm\n", map[string]string{"devices/devices.deny": "a", "devices/devices.allow": "c 1:3 rwm"}),
 		"v1 devices add, then take": devicesCase("c 1:3 r\nc 1:5 rwm\n",
 			map[string]string{"devices/devices.allow": "c 1:3 wm", "devices/devices.deny": "c 1:5 rwm"}),
@@ -215,6 +225,14 @@ type updateCase = struct {
 	res    *specs.LinuxResources
 	want   map[string]string
 	err    error
+}
+
+// unifiedCase is a file that is there and not the client's to write.
+func unifiedCase(file string) updateCase {
+	return updateCase{
+		v2: []string{}, files: map[string]string{"unified/" + file: ""},
+		res: &specs.LinuxResources{Unified: map[string]string{file: "1"}}, err: unix.EINVAL,
+	}
 }
 
 func devicesCase(list string, want map[string]string) updateCase {

@@ -160,9 +160,9 @@ func (u *update) rdma(res *specs.LinuxResources) error {
 	return nil
 }
 
-// unified writes cgroup2 files by name. The names are the client's: only
-// a controller's file in this very group is reached, and not the cgroup.*
-// files, through which foreign processes could be moved or killed.
+// unified writes cgroup2 files by name. The names are the client's: only files of
+// this very group are reached, and not those by which processes are moved, stopped
+// or killed and the runtime keeps the group usable.
 func (u *update) unified(res *specs.LinuxResources) error {
 	if len(res.Unified) == 0 {
 		return nil
@@ -172,9 +172,8 @@ func (u *update) unified(res *specs.LinuxResources) error {
 		return fmt.Errorf("unified resources need cgroup v2, this host has %s: %w", u.group.host.Mode, unix.EOPNOTSUPP)
 	}
 	for _, file := range slices.Sorted(maps.Keys(res.Unified)) {
-		if strings.ContainsAny(file, "/\x00") || strings.HasPrefix(file, ".") ||
-			strings.HasPrefix(file, "cgroup.") || !strings.Contains(file, ".") {
-			return fmt.Errorf("unified resource %.64q is not a controller's file: %w", file, unix.EINVAL)
+		if !isUnified(file) {
+			return fmt.Errorf("unified resource %.64q is no limit: %w", file, unix.EINVAL)
 		}
 		// The kernel takes one line of io.max, and its like, at a time.
 		err := u.files(t).write(file, linesOf(res.Unified[file])...)
@@ -186,6 +185,14 @@ func (u *update) unified(res *specs.LinuxResources) error {
 		}
 	}
 	return nil
+}
+
+func isUnified(file string) bool {
+	switch file {
+	case "cgroup.procs", "cgroup.threads", "cgroup.kill", "cgroup.freeze", "cgroup.type", "cgroup.subtree_control":
+		return false
+	}
+	return !strings.ContainsAny(file, "/\x00") && strings.Index(file, ".") > 0
 }
 
 // linesOf gives what to write one by one: a value of one line stays as it is.
