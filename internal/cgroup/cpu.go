@@ -34,19 +34,26 @@ func WeightOfShares(shares uint64) uint64 {
 }
 
 func (u *update) cpu(res *specs.LinuxResources) error {
-	t, ok := u.group.host.tree("cpu")
-	if !ok || res.CPU == nil {
+	c := res.CPU
+	if c == nil {
 		return nil
 	}
-	f, c := u.files(t), res.CPU
+	t, ok := u.group.host.tree("cpu")
+	if !ok {
+		// Kubelet sends a period always, also without a quota.
+		return refuse("no cpu controller", wish{"cpu.shares", nonzero(c.Shares)}, wish{"cpu.quota", above(c.Quota)},
+			wish{"cpu.burst", nonzero(c.Burst)}, wish{"cpu.idle", nonzero(c.Idle)},
+			wish{"cpu.realtimeRuntime", above(c.RealtimeRuntime)}, wish{"cpu.realtimePeriod", nonzero(c.RealtimePeriod)})
+	}
+	f := u.files(t)
 	weight := "cpu.shares"
 	if t.Unified {
 		weight = "cpu.weight"
 	}
 	// The kernel refuses a weight while a group is idle, so idle goes first.
 	if c.Idle != nil {
-		f.note(weight) // which the kernel changes with it
-		if err := f.write("cpu.idle", strconv.FormatInt(*c.Idle, 10)); err != nil {
+		f.note(weight)                                                                                 // which the kernel changes with it
+		if err := f.writeAsked("cpu.idle", strconv.FormatInt(*c.Idle, 10), *c.Idle != 0); err != nil { // Linux 5.15
 			return err
 		}
 	}
@@ -61,6 +68,10 @@ func (u *update) cpu(res *specs.LinuxResources) error {
 		}
 	}
 	if t.Unified {
+		if err := refuse("cgroup v2 has no real-time share",
+			wish{"cpu.realtimeRuntime", above(c.RealtimeRuntime)}, wish{"cpu.realtimePeriod", nonzero(c.RealtimePeriod)}); err != nil {
+			return err
+		}
 		return setBandwidth2(f, c)
 	}
 	if err := setRealtime(f, c); err != nil {
@@ -75,7 +86,7 @@ func setBandwidth2(f files, c *specs.LinuxCPU) error {
 		if c.Burst == nil {
 			return nil
 		}
-		return f.write("cpu.max.burst", strconv.FormatUint(*c.Burst, 10))
+		return f.writeAsked("cpu.max.burst", strconv.FormatUint(*c.Burst, 10), *c.Burst != 0) // Linux 5.14
 	}
 	quota := set(c.Quota)
 	period := c.Period != nil && *c.Period != 0
@@ -116,7 +127,7 @@ func setBandwidth1(f files, c *specs.LinuxCPU) error {
 		if c.Burst == nil {
 			return nil
 		}
-		return f.write("cpu.cfs_burst_us", strconv.FormatUint(*c.Burst, 10))
+		return f.writeAsked("cpu.cfs_burst_us", strconv.FormatUint(*c.Burst, 10), *c.Burst != 0)
 	}
 	return retryAfter(burst, func() error { return retryAfter(period, quota) })
 }
@@ -154,9 +165,12 @@ func setRealtime(f files, c *specs.LinuxCPU) error {
 func set(n *int64) bool { return n != nil && *n != 0 }
 
 func (u *update) cpuset(res *specs.LinuxResources) error {
-	t, ok := u.group.host.tree("cpuset")
-	if !ok || res.CPU == nil {
+	if res.CPU == nil {
 		return nil
+	}
+	t, ok := u.group.host.tree("cpuset")
+	if !ok {
+		return refuse("no cpuset controller", wish{"cpu.cpus", res.CPU.Cpus != ""}, wish{"cpu.mems", res.CPU.Mems != ""})
 	}
 	if res.CPU.Cpus != "" {
 		if err := u.files(t).write("cpuset.cpus", res.CPU.Cpus); err != nil {

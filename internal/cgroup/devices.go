@@ -116,9 +116,13 @@ func (a access) String() string {
 }
 
 func (u *update) devices(res *specs.LinuxResources) error {
-	t, ok := u.group.host.tree("devices")
-	if !ok || len(res.Devices) == 0 {
+	if len(res.Devices) == 0 {
 		return nil
+	}
+	t, ok := u.group.host.tree("devices")
+	if !ok {
+		denies := func(d specs.LinuxDeviceCgroup) bool { return !d.Allow }
+		return refuse("no devices controller", wish{"devices", slices.ContainsFunc(res.Devices, denies)})
 	}
 	rules, err := deviceRules(res.Devices)
 	if err != nil {

@@ -165,9 +165,16 @@ func TestUpdateWritesFiles(t *testing.T) {
 			v2: []string{"hugetlb"}, res: &specs.LinuxResources{HugepageLimits: []specs.LinuxHugepageLimit{{Pagesize: "../2MB"}}},
 			err: unix.EINVAL,
 		},
-		"missing controllers are passed over": {
-			v1:  []string{"pids"},
-			res: &specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: ptr(uint64(2))}, Memory: &specs.LinuxMemory{Limit: ptr(int64(1))}},
+		"0 processes are a limit": {
+			v1: []string{"pids"}, files: map[string]string{"pids/pids.max": "7"},
+			res:  &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: ptr(int64(0))}},
+			want: map[string]string{"pids/pids.max": "0"},
+		},
+		"v2 io for a device without BFQ": {
+			v2: []string{"io"}, files: map[string]string{"unified/io.weight": ""},
+			res: &specs.LinuxResources{BlockIO: &specs.LinuxBlockIO{
+				WeightDevice: []specs.LinuxWeightDevice{{LinuxBlockIODevice: device, Weight: ptr(uint16(1000))}}}},
+			want: map[string]string{"unified/io.weight": "8:16 10000"},
 		},
 		"rdma": {
 			v2: []string{"rdma"}, files: map[string]string{"unified/rdma.max": ""},

@@ -5,8 +5,8 @@
 // step asks that per controller, so there is one code path for all three. A
 // [Group] is a name below all hierarchies at once and holds no state: whoever
 // knows the path may use it, from any process, and the kernel's files are the
-// only truth. A controller the kernel lacks is passed over, and [Host.Has]
-// tells who must know.
+// only truth. A limit whose controller or file the kernel lacks is an error that
+// names it, not passed over; [Host.Has] tells who must know before.
 //
 // The group's name is the only input a client shapes that becomes a path; it
 // is cleaned and never leads out of a hierarchy.

@@ -4,20 +4,30 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strconv"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
 func (u *update) io(res *specs.LinuxResources) error {
-	t, ok := u.group.host.tree("blkio")
-	if !ok || res.BlockIO == nil {
+	b := res.BlockIO
+	if b == nil {
 		return nil
 	}
-	if t.Unified {
-		return setIO2(u.files(t), res.BlockIO)
+	t, ok := u.group.host.tree("blkio")
+	switch {
+	case !ok:
+		wishes := []wish{{"blockIO.weight", nonzero(b.Weight)}, {"blockIO.leafWeight", nonzero(b.LeafWeight)},
+			{"blockIO.weightDevice", len(b.WeightDevice) > 0}}
+		for _, t := range throttles(b) {
+			wishes = append(wishes, wish{t.field, len(t.devices) > 0})
+		}
+		return refuse("no blkio controller", wishes...)
+	case t.Unified:
+		return setIO2(u.files(t), b)
 	}
-	return setIO1(u.files(t), res.BlockIO)
+	return setIO1(u.files(t), b)
 }
 
 // ioWeight maps blkio.weight's 10..1000 to io.weight's 1..10000, linearly, as
@@ -30,28 +40,27 @@ func ioWeight(blkio uint16) uint64 {
 }
 
 // setIO1 writes version 1's files. Weights are the I/O scheduler's (BFQ's, or
-// CFQ's before Linux 5.0); where the kernel has none of them, a weight is
-// passed over: it is a preference, unlike the throttles.
+// CFQ's before Linux 5.0, which alone had leaf weights).
 func setIO1(f files, b *specs.LinuxBlockIO) error {
-	if b.Weight != nil && *b.Weight != 0 {
+	if nonzero(b.Weight) {
 		if err := f.writeFirst(strconv.Itoa(int(*b.Weight)), "blkio.bfq.weight", "blkio.weight"); err != nil {
 			return err
 		}
 	}
-	if b.LeafWeight != nil && *b.LeafWeight != 0 {
-		if err := f.writeIfThere("blkio.leaf_weight", strconv.Itoa(int(*b.LeafWeight))); err != nil {
+	if nonzero(b.LeafWeight) {
+		if err := f.write("blkio.leaf_weight", strconv.Itoa(int(*b.LeafWeight))); err != nil {
 			return err
 		}
 	}
 	for _, d := range b.WeightDevice {
-		if d.Weight != nil {
+		if nonzero(d.Weight) {
 			line := fmt.Sprintf("%d:%d %d", d.Major, d.Minor, *d.Weight)
 			if err := f.writeFirst(line, "blkio.bfq.weight_device", "blkio.weight_device"); err != nil {
 				return err
 			}
 		}
-		if d.LeafWeight != nil {
-			if err := f.writeIfThere("blkio.leaf_weight_device", fmt.Sprintf("%d:%d %d", d.Major, d.Minor, *d.LeafWeight)); err != nil {
+		if nonzero(d.LeafWeight) {
+			if err := f.write("blkio.leaf_weight_device", fmt.Sprintf("%d:%d %d", d.Major, d.Minor, *d.LeafWeight)); err != nil {
 				return err
 			}
 		}
@@ -67,20 +76,21 @@ func setIO1(f files, b *specs.LinuxBlockIO) error {
 }
 
 func setIO2(f files, b *specs.LinuxBlockIO) error {
-	if b.Weight != nil && *b.Weight != 0 {
-		err := f.write("io.bfq.weight", strconv.Itoa(int(*b.Weight)))
-		if errors.Is(err, fs.ErrNotExist) {
-			err = f.writeIfThere("io.weight", strconv.FormatUint(ioWeight(*b.Weight), 10))
-		}
-		if err != nil {
+	leaf := func(d specs.LinuxWeightDevice) bool { return nonzero(d.LeafWeight) }
+	if err := refuse("cgroup v2 has no leaf weights", wish{"blockIO.leafWeight", nonzero(b.LeafWeight)},
+		wish{"blockIO.weightDevice.leafWeight", slices.ContainsFunc(b.WeightDevice, leaf)}); err != nil {
+		return err
+	}
+	if nonzero(b.Weight) {
+		if err := setWeight2(f, "", *b.Weight); err != nil {
 			return err
 		}
 	}
 	for _, d := range b.WeightDevice {
-		if d.Weight == nil {
+		if !nonzero(d.Weight) {
 			continue
 		}
-		if err := f.writeIfThere("io.bfq.weight", fmt.Sprintf("%d:%d %d", d.Major, d.Minor, *d.Weight)); err != nil {
+		if err := setWeight2(f, fmt.Sprintf("%d:%d ", d.Major, d.Minor), *d.Weight); err != nil {
 			return err
 		}
 	}
@@ -98,16 +108,27 @@ func setIO2(f files, b *specs.LinuxBlockIO) error {
 	return nil
 }
 
+// setWeight2 writes the weight of all devices, or of the one that key names, for
+// BFQ or else for the controller's own cost model.
+func setWeight2(f files, key string, weight uint16) error {
+	err := f.write("io.bfq.weight", key+strconv.Itoa(int(weight)))
+	if errors.Is(err, fs.ErrNotExist) {
+		err = f.write("io.weight", key+strconv.FormatUint(ioWeight(weight), 10))
+	}
+	return err
+}
+
 type throttle struct {
+	field   string // of the specification
 	v1, v2  string // version 1's file; the key in cgroup2's io.max
 	devices []specs.LinuxThrottleDevice
 }
 
 func throttles(b *specs.LinuxBlockIO) []throttle {
 	return []throttle{
-		{"blkio.throttle.read_bps_device", "rbps", b.ThrottleReadBpsDevice},
-		{"blkio.throttle.write_bps_device", "wbps", b.ThrottleWriteBpsDevice},
-		{"blkio.throttle.read_iops_device", "riops", b.ThrottleReadIOPSDevice},
-		{"blkio.throttle.write_iops_device", "wiops", b.ThrottleWriteIOPSDevice},
+		{"blockIO.throttleReadBpsDevice", "blkio.throttle.read_bps_device", "rbps", b.ThrottleReadBpsDevice},
+		{"blockIO.throttleWriteBpsDevice", "blkio.throttle.write_bps_device", "wbps", b.ThrottleWriteBpsDevice},
+		{"blockIO.throttleReadIOPSDevice", "blkio.throttle.read_iops_device", "riops", b.ThrottleReadIOPSDevice},
+		{"blockIO.throttleWriteIOPSDevice", "blkio.throttle.write_iops_device", "wiops", b.ThrottleWriteIOPSDevice},
 	}
 }

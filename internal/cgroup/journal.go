@@ -47,15 +47,23 @@ func (f files) writeIfThere(file, value string) error {
 	return err
 }
 
-// writeFirst writes to the first of the files that exists, if any does.
-func (f files) writeFirst(value string, names ...string) error {
+// writeFirst writes to the first of the files that exists.
+func (f files) writeFirst(value string, names ...string) (err error) {
 	for _, file := range names {
-		err := f.write(file, value)
-		if !errors.Is(err, fs.ErrNotExist) {
+		if err = f.write(file, value); !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}
-	return nil
+	return err
+}
+
+// writeAsked writes to a file that some kernels lack, which is an error if the
+// value asks for a limit.
+func (f files) writeAsked(file, value string, asked bool) error {
+	if asked {
+		return f.write(file, value)
+	}
+	return f.writeIfThere(file, value)
 }
 
 // journal is what files held before an update wrote them, the first first.

@@ -11,12 +11,24 @@ import (
 )
 
 func (u *update) memory(res *specs.LinuxResources) error {
-	t, ok := u.group.host.tree("memory")
-	if !ok || res.Memory == nil {
+	m := res.Memory
+	if m == nil {
 		return nil
 	}
-	f, m := u.files(t), res.Memory
+	version1 := []wish{
+		{"memory.kernelTCP", above(m.KernelTCP)}, {"memory.swappiness", m.Swappiness != nil},
+		{"memory.disableOOMKiller", m.DisableOOMKiller != nil && *m.DisableOOMKiller},
+	}
+	t, ok := u.group.host.tree("memory")
+	if !ok {
+		return refuse("no memory controller", append(version1, wish{"memory.limit", above(m.Limit)},
+			wish{"memory.swap", above(m.Swap)}, wish{"memory.reservation", above(m.Reservation)})...)
+	}
+	f := u.files(t)
 	if t.Unified {
+		if err := refuse("cgroup v2 has no such setting", version1...); err != nil {
+			return err
+		}
 		return setMemory2(f, m)
 	}
 	if err := setMemory1(f, m); err != nil {
@@ -28,7 +40,7 @@ func (u *update) memory(res *specs.LinuxResources) error {
 		}
 	}
 	if set(m.KernelTCP) { // gone since Linux 6.13
-		if err := f.writeIfThere("memory.kmem.tcp.limit_in_bytes", strconv.FormatInt(*m.KernelTCP, 10)); err != nil {
+		if err := f.writeAsked("memory.kmem.tcp.limit_in_bytes", strconv.FormatInt(*m.KernelTCP, 10), *m.KernelTCP > 0); err != nil {
 			return err
 		}
 	}

@@ -343,9 +343,12 @@ func TestEachVersionAlone(t *testing.T) {
 }
 
 func TestOOMKillIsCounted(t *testing.T) {
-	h, g := realGroup(t, &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(8 << 20)), Swap: ptr(int64(8 << 20))}})
+	h, g := realGroup(t, nil)
 	if !h.Has("memory") {
 		t.Skip("no memory controller")
+	}
+	if err := g.Limit(&specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(8 << 20)), Swap: ptr(int64(8 << 20))}}); err != nil {
+		t.Fatal(err)
 	}
 	cmd, in := start(t, g, "x=0123456789; while :; do x=$x$x; done")
 	release(t, in)
@@ -385,9 +388,12 @@ exit 0`)
 }
 
 func TestDevices(t *testing.T) {
-	h, g := realGroup(t, deviceResources)
+	h, g := realGroup(t, nil)
 	if !h.Has("devices") {
 		t.Skip("no device controller")
+	}
+	if err := g.Limit(deviceResources); err != nil {
+		t.Fatal(err)
 	}
 	checkDevices(t, g)
 	if err := g.Update(deviceResources); err != nil {

@@ -59,6 +59,33 @@ func (u *update) all(res *specs.LinuxResources) error {
 	return nil
 }
 
+// wish is a field of the specification, and whether it asks for a limit. What
+// sets none, clients send by habit.
+type wish struct {
+	field string
+	asked bool
+}
+
+// refuse gives an error for the first limit that is asked for and that this host
+// cannot set: "The runtime MUST generate an error when the configuration refers
+// to a cgroup controller that is not present or that cannot be enabled", and
+// when a limit of version 1 has no like in cgroup2 (config-linux.md, "Unified").
+// Passed over is memory.kernel alone, which the specification advises against and
+// Linux 5.16 has taken away.
+func refuse(why string, wishes ...wish) error {
+	for _, w := range wishes {
+		if w.asked {
+			return fmt.Errorf("%s: %s: %w", w.field, why, unix.EOPNOTSUPP)
+		}
+	}
+	return nil
+}
+
+// nonzero says that a number is given and is not 0; above, that it is a limit.
+func nonzero[T int64 | uint64 | uint16 | uint32](n *T) bool { return n != nil && *n != 0 }
+
+func above(n *int64) bool { return n != nil && *n > 0 }
+
 // files are those of the group in one hierarchy.
 func (u *update) files(t *Tree) files { return files{u.group.dir(t), u.before} }
 
@@ -70,14 +97,15 @@ func limit(n int64) string {
 }
 
 func (u *update) pids(res *specs.LinuxResources) error {
-	t, ok := u.group.host.tree("pids")
-	if !ok || res.Pids == nil || res.Pids.Limit == nil {
+	if res.Pids == nil || res.Pids.Limit == nil {
 		return nil
 	}
 	n := *res.Pids.Limit
-	if n == 0 { // Docker's and older specifications' way to say "no limit"
-		n = -1
+	t, ok := u.group.host.tree("pids")
+	if !ok {
+		return refuse("no pids controller", wish{"pids.limit", n >= 0})
 	}
+	// "0 is a valid limit value" (config-linux.md, "PIDs", of 1.3): no process may fork.
 	return u.files(t).write("pids.max", limit(n))
 }
 
@@ -86,7 +114,9 @@ func (u *update) pids(res *specs.LinuxResources) error {
 func (u *update) hugepages(res *specs.LinuxResources) error {
 	t, ok := u.group.host.tree("hugetlb")
 	if !ok {
-		return nil
+		// Kubelet sends 0 for each page size that the node has.
+		limited := func(l specs.LinuxHugepageLimit) bool { return l.Limit > 0 }
+		return refuse("no hugetlb controller", wish{"hugepageLimits", slices.ContainsFunc(res.HugepageLimits, limited)})
 	}
 	suffix := "limit_in_bytes"
 	if t.Unified {
@@ -124,17 +154,23 @@ func (u *update) network(res *specs.LinuxResources) error {
 	if res.Network == nil {
 		return nil
 	}
-	if t, ok := u.group.host.tree("net_cls"); ok && !t.Unified && res.Network.ClassID != nil {
-		id := strconv.FormatUint(uint64(*res.Network.ClassID), 10)
-		if err := u.files(t).write("net_cls.classid", id); err != nil {
+	id, priorities := res.Network.ClassID, res.Network.Priorities
+	if t, ok := u.group.host.tree("net_cls"); !ok {
+		if err := refuse("no net_cls controller", wish{"network.classID", nonzero(id)}); err != nil {
+			return err
+		}
+	} else if id != nil {
+		if err := u.files(t).write("net_cls.classid", strconv.FormatUint(uint64(*id), 10)); err != nil {
 			return err
 		}
 	}
-	if t, ok := u.group.host.tree("net_prio"); ok && !t.Unified {
-		for _, p := range res.Network.Priorities {
-			if err := u.files(t).write("net_prio.ifpriomap", fmt.Sprintf("%s %d", p.Name, p.Priority)); err != nil {
-				return err
-			}
+	t, ok := u.group.host.tree("net_prio")
+	if !ok {
+		return refuse("no net_prio controller", wish{"network.priorities", len(priorities) > 0})
+	}
+	for _, p := range priorities {
+		if err := u.files(t).write("net_prio.ifpriomap", fmt.Sprintf("%s %d", p.Name, p.Priority)); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -143,7 +179,7 @@ func (u *update) network(res *specs.LinuxResources) error {
 func (u *update) rdma(res *specs.LinuxResources) error {
 	t, ok := u.group.host.tree("rdma")
 	if !ok {
-		return nil
+		return refuse("no rdma controller", wish{"rdma", len(res.Rdma) > 0})
 	}
 	for _, device := range slices.Sorted(maps.Keys(res.Rdma)) {
 		line := device
