@@ -13,6 +13,8 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/longshore/longshore/shim/seccomp"
 )
 
 var update = flag.Bool("update", false, "write the golden files")
@@ -238,6 +240,45 @@ func TestGolden(t *testing.T) {
 				t.Errorf("%v\n%s", err, got)
 			}
 		})
+	}
+}
+
+// TestFeaturesAreUnderstood: what features says of seccomp a profile may use, and
+// of what it does not say, nothing.
+func TestFeaturesAreUnderstood(t *testing.T) {
+	l := implemented().Linux.Seccomp
+	compiles := func(change func(p *specs.LinuxSeccomp, s *specs.LinuxSyscall)) bool {
+		p := &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Architectures: []specs.Arch{specs.ArchX86_64, specs.ArchAARCH64},
+			ListenerPath: "/x", Syscalls: []specs.LinuxSyscall{{Names: []string{"read"}, Action: specs.ActErrno}}}
+		change(p, &p.Syscalls[0])
+		_, err := seccomp.Compile(p)
+		return err == nil
+	}
+	for _, tt := range []struct {
+		what  string
+		said  []string
+		other []string
+		use   func(p *specs.LinuxSeccomp, s *specs.LinuxSyscall, name string)
+	}{
+		{"action", l.Actions, []string{"SCMP_ACT_NONE"}, func(_ *specs.LinuxSeccomp, s *specs.LinuxSyscall, name string) {
+			s.Action = specs.LinuxSeccompAction(name)
+		}},
+		{"operator", l.Operators, []string{"SCMP_CMP_NONE"}, func(_ *specs.LinuxSeccomp, s *specs.LinuxSyscall, name string) {
+			s.Args = []specs.LinuxSeccompArg{{Op: specs.LinuxSeccompOperator(name)}}
+		}},
+		{"architecture", l.Archs, []string{"SCMP_ARCH_NONE"}, func(p *specs.LinuxSeccomp, _ *specs.LinuxSyscall, name string) {
+			p.Architectures = append(p.Architectures, specs.Arch(name))
+		}},
+		{"flag", l.SupportedFlags, []string{"SECCOMP_FILTER_FLAG_NONE"}, func(p *specs.LinuxSeccomp, _ *specs.LinuxSyscall, name string) {
+			p.Flags = []specs.LinuxSeccompFlag{specs.LinuxSeccompFlag(name)}
+		}},
+	} {
+		for _, name := range append(tt.said, tt.other...) {
+			ok := compiles(func(p *specs.LinuxSeccomp, s *specs.LinuxSyscall) { tt.use(p, s, name) })
+			if ok != slices.Contains(tt.said, name) {
+				t.Errorf("%s %s: understood %v", tt.what, name, ok)
+			}
+		}
 	}
 }
 

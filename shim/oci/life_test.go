@@ -56,6 +56,29 @@ func TestLifeOfAContainer(t *testing.T) {
 	}
 }
 
+// TestOptionsOfEverySuperblock: the kernel takes them of every filesystem, so that
+// they are among the options that features names.
+func TestOptionsOfEverySuperblock(t *testing.T) {
+	f := newFixture(t, "wait")
+	for _, options := range [][]string{{"dirsync", "lazytime", "mand", "sync"}, {"async", "nolazytime", "nomand"}} {
+		f.spec.Mounts = append(f.spec.Mounts, specs.Mount{Destination: "/tmp/" + options[0], Type: "tmpfs", Options: options})
+	}
+	f.create()
+	mounts, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", f.state().Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(mounts)) {
+		if strings.Contains(line, " /tmp/dirsync ") {
+			if !strings.Contains(line, "rw,sync,dirsync,lazytime") && !strings.Contains(line, "rw,sync,dirsync,mand,lazytime") {
+				t.Error(line)
+			}
+			return
+		}
+	}
+	t.Errorf("not mounted:\n%s", mounts)
+}
+
 func TestKillReachesTheProgram(t *testing.T) {
 	f := newFixture(t, "trap")
 	_, out := f.create()
