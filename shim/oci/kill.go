@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -58,6 +59,12 @@ func (ct *container) signal(sig unix.Signal, all bool) error {
 	if err != nil {
 		return err
 	}
+	if !all && sig == unix.SIGKILL {
+		// Nobody else ends what the first process leaves in another pid namespace.
+		if all, err = ct.sharesPidNamespace(); err != nil {
+			return err
+		}
+	}
 	if all {
 		return ct.signalAll(sig, status)
 	}
@@ -80,6 +87,18 @@ func (ct *container) signal(sig unix.Signal, all bool) error {
 		return err
 	}
 	return group.Thaw() // version 1 holds even SIGKILL back
+}
+
+// sharesPidNamespace says that the kernel does not end the container's other
+// processes with its first (pid_namespaces(7)).
+func (ct *container) sharesPidNamespace() (bool, error) {
+	spec, _, err := ct.config()
+	if err != nil {
+		return false, err
+	}
+	return !slices.ContainsFunc(spec.Linux.Namespaces, func(ns specs.LinuxNamespace) bool {
+		return ns.Type == specs.PIDNamespace && ns.Path == ""
+	}), nil
 }
 
 // signalAll reaches every process of the cgroup. Without an own pid namespace

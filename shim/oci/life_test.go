@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -54,6 +55,32 @@ func TestLifeOfAContainer(t *testing.T) {
 	if list := f.ok("list", "-q"); list != "" {
 		t.Errorf("list: %s", list)
 	}
+}
+
+// TestKillReachesAllOfASharedPidNamespace: there the kernel ends nobody with the
+// first process, neither before it has ended nor after.
+func TestKillReachesAllOfASharedPidNamespace(t *testing.T) {
+	f := newFixture(t, "wait")
+	f.spec.Linux.Namespaces = slices.DeleteFunc(f.spec.Linux.Namespaces, func(ns specs.LinuxNamespace) bool {
+		return ns.Type == specs.PIDNamespace
+	})
+	_, out := f.create()
+	f.ok("start", f.id)
+	readLine(t, out)
+	exec := func() int {
+		file := filepath.Join(t.TempDir(), "pid")
+		f.ok("exec", "--detach", "--pid-file", file, f.id, "/probe", "trap")
+		return readPid(t, file)
+	}
+	first, pid := f.state().Pid, exec()
+	f.ok("kill", f.id, "KILL")
+	for _, pid := range []int{first, pid} {
+		if status := reap(t, pid); status.Signal() != unix.SIGKILL {
+			t.Errorf("process %d ended with %#x", pid, status)
+		}
+	}
+	f.wantStatus(specs.StateStopped)
+	f.ok("delete", f.id)
 }
 
 // TestOptionsOfEverySuperblock: the kernel takes them of every filesystem, so that
