@@ -393,6 +393,42 @@ func TestControllersAreEnabledFromTheTop(t *testing.T) {
 	}
 }
 
+// TestNarrowKeepsTheOtherWays: a group below is in some hierarchies only.
+func TestNarrowKeepsTheOtherWays(t *testing.T) {
+	_, g, root := fake(t, []string{"pids", "cpu"}, []string{}, map[string]string{"pids/tasks": "", "cpu/tasks": ""})
+	sub := filepath.Join(root, "pids", "g", "sub")
+	if err := os.Mkdir(sub, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(sub, "tasks"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	j, err := g.Joins()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer j.Close()
+	below, err := g.Below("/sub")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := j.Narrow(below); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, way := range append(j.Tasks, j.Into) {
+		got = append(got, strings.TrimPrefix(way.Name(), root))
+	}
+	if want := []string{"/pids/g/sub/tasks", "/cpu/g/tasks", "/unified/g"}; !slices.Equal(got, want) {
+		t.Errorf("ways %q, want %q", got, want)
+	}
+	for _, name := range []string{"none", "..", "a/../../b", ""} {
+		if _, err := g.Below(name); err == nil {
+			t.Errorf("Below(%q) succeeded", name)
+		}
+	}
+}
+
 func TestOOMKills(t *testing.T) {
 	_, g, root := fake(t, []string{"memory"}, nil, map[string]string{"memory/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n"})
 	sub := filepath.Join(root, "memory", "g", "sub")

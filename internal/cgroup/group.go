@@ -146,6 +146,21 @@ func (g *Group) Child(name string) (*Group, error) {
 	return child, nil
 }
 
+// Below finds a group below g that somebody else has made, in the hierarchies that
+// have it. The name is below g, whatever it begins with.
+func (g *Group) Below(name string) (*Group, error) {
+	if err := checkName(name); err != nil {
+		return nil, err
+	}
+	full := path.Join(g.path, name)
+	host := *g.host
+	host.Trees = slices.DeleteFunc(slices.Clone(host.Trees), func(t Tree) bool { return !exists(t.Mount + full) })
+	if len(host.Trees) == 0 {
+		return nil, fmt.Errorf("cgroup %s: %w", full, unix.ENOENT)
+	}
+	return host.Load(full), nil
+}
+
 // checkName refuses what cannot be a group: the name comes from a client.
 func checkName(name string) error {
 	switch {
@@ -271,6 +286,7 @@ type Joins struct {
 type Way struct {
 	fd   int
 	name string
+	tree string // where its hierarchy is mounted
 }
 
 // Fd is the open descriptor, which the Way keeps owning.
@@ -321,7 +337,7 @@ func (g *Group) Joins() (*Joins, error) {
 			j.Close()
 			return nil, &fs.PathError{Op: "open", Path: name, Err: err}
 		}
-		f := &Way{fd, name}
+		f := &Way{fd, name, t.Mount}
 		if t.Unified {
 			j.Into = f
 		} else {
@@ -331,9 +347,23 @@ func (g *Group) Joins() (*Joins, error) {
 	return j, nil
 }
 
-// Narrow makes the way into the cgroup2 tree lead to a [Group.Child]; the ways
-// into version 1 stay.
-func (j *Joins) Narrow(child *Group) error { return j.lead(child.dir(&child.host.Trees[0])) }
+// Narrow makes the ways lead to a [Group.Child] or to a group that is [Group.Below];
+// into the hierarchies that have no such group they stay.
+func (j *Joins) Narrow(group *Group) error {
+	narrow, err := group.Joins()
+	if err != nil {
+		return err
+	}
+	for _, to := range narrow.Tasks {
+		if i := slices.IndexFunc(j.Tasks, func(w *Way) bool { return w.tree == to.tree }); i >= 0 {
+			*to, *j.Tasks[i] = *j.Tasks[i], *to
+		}
+	}
+	if narrow.Into != nil {
+		j.Into, narrow.Into = narrow.Into, j.Into
+	}
+	return narrow.Close()
+}
 
 // Follow makes the way into the cgroup2 tree lead to the group of one of g's
 // processes. A group that hands controllers down (cgroup.subtree_control) takes
@@ -351,23 +381,11 @@ func (j *Joins) Follow(g *Group, pid int) error {
 			if !strings.HasPrefix(at.path, g.path+"/") {
 				return fmt.Errorf("process %d is in cgroup %s, not below %s: %w", pid, at.path, g.path, unix.EBUSY)
 			}
-			return j.lead(at.dir(t))
+			at.host = &Host{Mode: V2, Trees: []Tree{*t}}
+			return j.Narrow(at)
 		}
 	}
 	return fmt.Errorf("follow process %d: no cgroup2 tree: %w", pid, unix.EOPNOTSUPP)
-}
-
-// lead sets the way into the cgroup2 tree.
-func (j *Joins) lead(dir string) error {
-	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
-	if err != nil {
-		return &fs.PathError{Op: "open", Path: dir, Err: err}
-	}
-	if j.Into != nil {
-		unix.Close(j.Into.fd)
-	}
-	j.Into = &Way{fd, dir}
-	return nil
 }
 
 // Procs lists the processes of the group and of all groups below it, in

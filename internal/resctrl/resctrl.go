@@ -116,6 +116,23 @@ func (c *Class) Add(pid int) error {
 	return nil
 }
 
+// Set gives the class, which must be there, the schemata.
+func (c *Class) Set() error {
+	if err := c.set(); err != nil {
+		return fmt.Errorf("linux.intelRdt: %w", err)
+	}
+	return nil
+}
+
+func (c *Class) set() error {
+	for _, line := range c.lines() {
+		if err := write(c.dir(), "schemata", line+"\n"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Tasks are the files that take another process of the container in: one that
 // writes "0" to each.
 func (c *Class) Tasks() []string {
@@ -135,12 +152,7 @@ func (c *Class) prepare(made *undo.Stack) error {
 	switch {
 	case err == nil:
 		made.Add(func() { unix.Rmdir(c.dir()) })
-		for _, line := range lines {
-			if err := write(c.dir(), "schemata", line+"\n"); err != nil {
-				return err
-			}
-		}
-		return nil
+		return c.set()
 	case err == unix.EEXIST && c.rdt.ClosID != "":
 		return c.compare(lines)
 	}

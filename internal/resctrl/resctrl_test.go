@@ -133,3 +133,20 @@ func TestOwnClassIsRemoved(t *testing.T) {
 		t.Error("added")
 	}
 }
+
+// TestSetChangesAClass: that is there, and makes none.
+func TestSetChangesAClass(t *testing.T) {
+	root := fake(t, "gold")
+	for class, want := range map[string]bool{"gold": true, "silver": false} {
+		c, err := New(root, "c1", &specs.LinuxIntelRdt{ClosID: class, L3CacheSchema: "L3:0=1"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Set(); (err == nil) != want {
+			t.Errorf("%s: %v", class, err)
+		}
+	}
+	if got := read(t, root, "gold", "schemata"); !strings.HasPrefix(got, "L3:0=1\n") {
+		t.Errorf("schemata %q", got)
+	}
+}

@@ -9,6 +9,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/longshore/longshore/internal/cgroup"
 	"github.com/longshore/longshore/shim/launch"
 )
 
@@ -97,8 +98,9 @@ func (c *cli) exec(args []string) error {
 	if o.detach && p.Terminal != (o.consoleSocket != "") {
 		return errTerminal
 	}
-	if o.cgroup != "" && strings.Trim(o.cgroup, "/") != "" {
-		return fmt.Errorf("exec: --cgroup %q: only the container's own: %w", o.cgroup, unix.EOPNOTSUPP)
+	group, err := o.groupBelow(launched.Cgroup())
+	if err != nil {
+		return err
 	}
 	files, err := o.files(p)
 	if err != nil {
@@ -108,11 +110,23 @@ func (c *cli) exec(args []string) error {
 	if !o.detach {
 		signals = catch()
 	}
-	proc, err := launched.Exec(p, launch.Stdio{Stdin: c.in, Stdout: c.out, Stderr: c.err, Files: files})
+	proc, err := launched.ExecIn(p, launch.Stdio{Stdin: c.in, Stdout: c.out, Stderr: c.err, Files: files}, group)
 	if err != nil {
 		return err
 	}
 	return c.attend(proc, o, signals)
+}
+
+// groupBelow gives the group of --cgroup, nil for the container's own.
+func (o *execOptions) groupBelow(own *cgroup.Group) (*cgroup.Group, error) {
+	if strings.Trim(o.cgroup, "/") == "" {
+		return nil, nil
+	}
+	group, err := own.Below(o.cgroup)
+	if err != nil {
+		return nil, fmt.Errorf("exec: --cgroup: %w", err)
+	}
+	return group, nil
 }
 
 // attend hands a new process over and, unless it is left alone, waits for it.

@@ -355,3 +355,77 @@ func domainController(t *testing.T) (mount, controller string) {
 	t.Skip("needs a controller in cgroup2")
 	return "", ""
 }
+
+// TestExecInAGroupBelow: the group must be there, and below the container's.
+func TestExecInAGroupBelow(t *testing.T) {
+	f := running(t)
+	mount := cgroup2(t)
+	sub := filepath.Join(mount, f.group, "sub")
+	if err := os.Mkdir(sub, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"sub", "/sub"} {
+		// The container's cgroup namespace begins at its group.
+		if out := f.ok("exec", "--cgroup", name, f.id, "/probe", "cgroup"); out != "/sub\n" {
+			t.Errorf("--cgroup %s: the process is in %q", name, out)
+		}
+	}
+	if out := f.ok("exec", "--cgroup", "/", f.id, "/probe", "cgroup"); out != "/\n" {
+		t.Errorf("--cgroup /: the process is in %q", out)
+	}
+	for name, want := range map[string]string{"other": "no such file", "..": "invalid argument", "sub/../../x": "invalid argument"} {
+		if _, errs, status := f.run("exec", "--cgroup", name, f.id, "/probe", "cgroup"); status != 255 || !strings.Contains(errs, want) {
+			t.Errorf("--cgroup %s: status %d, %q", name, status, errs)
+		}
+	}
+}
+
+// cgroup2 is where the cgroup2 tree is mounted.
+func cgroup2(t *testing.T) string {
+	t.Helper()
+	host, err := cgroup.Detect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tree := range host.Trees {
+		if tree.Unified {
+			return tree.Mount
+		}
+	}
+	t.Skip("needs cgroup2")
+	return ""
+}
+
+func TestUpdateFlagsOfRunc(t *testing.T) {
+	f := running(t)
+	_, errs, status := f.run("update", "--kernel-memory", "1g", "--kernel-memory-tcp", "1g", "--pids-limit", "50", f.id)
+	if status != 0 || !strings.Contains(errs, "--kernel-memory is ignored") || !strings.Contains(errs, "--kernel-memory-tcp is ignored") {
+		t.Errorf("kernel memory: status %d, %q", status, errs)
+	}
+	f.fails("no class", "update", "--l3-cache-schema", "L3:0=f", f.id)
+	f.fails("no class", "update", "--mem-bw-schema", "MB:0=70", f.id)
+}
+
+// TestEventsPrintsStatistics by the names that runc gives them.
+func TestEventsPrintsStatistics(t *testing.T) {
+	f := running(t)
+	f.ok("update", "--pids-limit", "50", "--memory", "64m", f.id)
+	var got struct {
+		Type, ID string
+		Data     struct {
+			CPU    struct{ Usage struct{ Total uint64 } }
+			Memory struct{ Usage struct{ Limit, Usage uint64 } }
+			Pids   struct{ Current, Limit uint64 }
+		}
+	}
+	text := f.ok("events", "--stats", f.id)
+	if err := json.Unmarshal([]byte(text), &got); err != nil {
+		t.Fatal(err)
+	}
+	d := &got.Data
+	if got.Type != "stats" || got.ID != f.id || d.CPU.Usage.Total == 0 || d.Memory.Usage.Limit != 64<<20 || d.Memory.Usage.Usage == 0 ||
+		d.Pids.Current == 0 || d.Pids.Limit != 50 {
+		t.Error(text)
+	}
+	f.fails("without --stats", "events", f.id)
+}

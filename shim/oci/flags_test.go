@@ -220,6 +220,14 @@ func TestLogFormats(t *testing.T) {
 	}
 }
 
+func TestLogFormatIsRefused(t *testing.T) {
+	for format, want := range map[string]bool{"text": true, "json": true, "xml": false, "": false} {
+		if _, err := (&cli{out: os.Stderr, err: os.Stderr}).run([]string{"--log-format", format, "--version"}); (err == nil) != want {
+			t.Errorf("%q: %v", format, err)
+		}
+	}
+}
+
 // TestGolden holds what callers parse.
 func TestGolden(t *testing.T) {
 	for name, v := range map[string]any{"features": implemented(), "config": exampleSpec()} {

@@ -34,6 +34,7 @@ commands of an OCI runtime:
   pause     freeze a container
   resume    let a frozen container go on
   update    change a container's limits
+  events    print what a container uses (--stats)
   list      list the containers
   features  print what this runtime implements
   spec      write a config.json to begin with
@@ -94,6 +95,9 @@ func (c *cli) run(args []string) (verb string, err error) {
 	if err := f.Parse(args); err != nil {
 		return "", flagError(err)
 	}
+	if c.log.format != "text" && c.log.format != "json" {
+		return "", fmt.Errorf("--log-format %.32q, want text or json: %w", c.log.format, errUsage)
+	}
 	if *version {
 		return "", printVersion(c.out)
 	}
@@ -136,6 +140,8 @@ func (c *cli) command(verb string) func(args []string) error {
 		return c.resume
 	case "update":
 		return c.update
+	case "events":
+		return c.events
 	case "list":
 		return c.list
 	case "features":

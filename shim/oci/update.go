@@ -9,6 +9,8 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/longshore/longshore/internal/resctrl"
 )
 
 // update changes the limits that are given and leaves the others alone.
@@ -18,6 +20,16 @@ func (c *cli) update(args []string) error {
 	f.StringVar(&file, "resources", "", "")
 	f.StringVar(&file, "r", "", "")
 	res := limitFlags(f)
+	var l3, bandwidth string
+	f.StringVar(&l3, "l3-cache-schema", "", "")
+	f.StringVar(&bandwidth, "mem-bw-schema", "", "")
+	for _, name := range []string{"kernel-memory", "kernel-memory-tcp"} {
+		f.Func(name, "", func(string) error {
+			// The kernel has no limit of its own for kernel memory any more (Linux 5.16).
+			c.warn(fmt.Errorf("--%s is ignored", name))
+			return nil
+		})
+	}
 	ids, err := parse(f, args, 1, 1)
 	if err != nil {
 		return err
@@ -44,10 +56,35 @@ func (c *cli) update(args []string) error {
 	if err != nil {
 		return err
 	}
+	// A class that does not take its schemata leaves the limits as they were.
+	if err := ct.setClass(l3, bandwidth); err != nil {
+		return fmt.Errorf("update container %s: %w", ct.ID, err)
+	}
 	if err := group.Update(res); err != nil {
 		return fmt.Errorf("update container %s: %w", ct.ID, err)
 	}
 	return nil
+}
+
+// setClass changes the schemata of the container's class of Intel's RDT.
+func (ct *container) setClass(l3, bandwidth string) error {
+	if l3 == "" && bandwidth == "" {
+		return nil
+	}
+	spec, _, err := ct.config()
+	if err != nil {
+		return err
+	}
+	if spec.Linux.IntelRdt == nil {
+		return fmt.Errorf("linux.intelRdt: the container has no class: %w", unix.EINVAL)
+	}
+	class, err := resctrl.New(resctrl.Mount, ct.ID, &specs.LinuxIntelRdt{
+		ClosID: spec.Linux.IntelRdt.ClosID, L3CacheSchema: l3, MemBwSchema: bandwidth,
+	})
+	if err != nil {
+		return err
+	}
+	return class.Set()
 }
 
 // readResources reads the JSON of linux.resources, "-" for standard input.
@@ -102,9 +139,6 @@ func limitFlags(f *flag.FlagSet) *specs.LinuxResources {
 	bytes("memory", &memory.Limit)
 	bytes("memory-reservation", &memory.Reservation)
 	bytes("memory-swap", &memory.Swap)
-	// The kernel has no limit of its own for kernel memory any more (Linux 5.11).
-	f.String("kernel-memory", "", "")
-	f.String("kernel-memory-tcp", "", "")
 	signed("pids-limit", &pids.Limit)
 	f.Func("blkio-weight", "", func(s string) error {
 		n, err := strconv.ParseUint(s, 10, 16)
