@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -14,6 +15,9 @@ import (
 type expectation struct {
 	racy   bool // it may pass as well
 	reason string
+	faults []string // parts of what it says; by any other it fails
+
+	elsewhere bool // its condition does not hold here
 }
 
 // conditions say on which machines a failure is to be expected.
@@ -21,7 +25,7 @@ var conditions = map[string]func() bool{
 	"no-cap-sys-resource": func() bool { return !hasCapability(24) },
 	"no-hugetlb1":         func() bool { return missing("/sys/fs/cgroup/hugetlb") },
 	"no-net-cls":          func() bool { return missing("/sys/fs/cgroup/net_cls") },
-	"no-sda":              func() bool { return missing("/sys/dev/block/8:0") },
+	"no-leaf-weight":      func() bool { return missing("/sys/fs/cgroup/blkio/blkio.leaf_weight") },
 	"no-selinux":          func() bool { return missing("/sys/fs/selinux/enforce") },
 }
 
@@ -59,14 +63,26 @@ func readKnown(path string) (map[string]expectation, error) {
 	return known, nil
 }
 
-// parseKnown gives what is expected of programs: on each line a name, then
-// "racy" or the name of a condition, if there is one, and "# reason".
+// parseKnown gives what is expected of programs: on a line a name, then "racy" or
+// the name of a condition, if there is one, and "# reason"; below, on lines that
+// begin with a space, the faults.
 func parseKnown(r io.Reader, conditions map[string]func() bool) (map[string]expectation, error) {
 	known := map[string]expectation{}
 	lines := bufio.NewScanner(r)
+	var last string
+	all := map[string]expectation{} // those of other machines too
 	for number := 1; lines.Scan(); number++ {
 		line := strings.TrimSpace(lines.Text())
 		if line == "" || strings.HasPrefix(line, "#") {
+			continue
+		}
+		if strings.HasPrefix(lines.Text(), " ") {
+			e, ok := all[last]
+			if !ok {
+				return nil, fmt.Errorf("line %d: a fault of no program", number)
+			}
+			e.faults = append(e.faults, line)
+			all[last] = e
 			continue
 		}
 		words, reason, _ := strings.Cut(line, "#")
@@ -75,8 +91,9 @@ func parseKnown(r io.Reader, conditions map[string]func() bool) (map[string]expe
 		if e.reason == "" || len(fields) == 0 || len(fields) > 2 {
 			return nil, fmt.Errorf("line %d: want a name, perhaps a condition, and # with a reason", number)
 		}
-		if _, twice := known[fields[0]]; twice {
-			return nil, fmt.Errorf("line %d: %s is listed twice", number, fields[0])
+		last = fields[0]
+		if _, twice := all[last]; twice {
+			return nil, fmt.Errorf("line %d: %s is listed twice", number, last)
 		}
 		if len(fields) == 2 {
 			holds, ok := conditions[fields[1]]
@@ -84,11 +101,36 @@ func parseKnown(r io.Reader, conditions map[string]func() bool) (map[string]expe
 			if !ok && !e.racy {
 				return nil, fmt.Errorf("line %d: no condition %q", number, fields[1])
 			}
-			if ok && !holds() {
-				continue
-			}
+			e.elsewhere = ok && !holds()
 		}
-		known[fields[0]] = e
+		all[last] = e
+	}
+	for name, e := range all {
+		if len(e.faults) == 0 {
+			return nil, fmt.Errorf("%s: no fault is listed", name)
+		}
+		if !e.elsewhere {
+			known[name] = e
+		}
 	}
 	return known, lines.Err()
+}
+
+// differences says what of a failed program's faults is not as expected.
+func (e expectation) differences(faults []string) (all []string) {
+	met := make([]bool, len(e.faults))
+	for _, fault := range faults {
+		i := slices.IndexFunc(e.faults, func(known string) bool { return strings.Contains(fault, known) })
+		if i < 0 {
+			all = append(all, fault)
+		} else {
+			met[i] = true
+		}
+	}
+	for i, known := range e.faults {
+		if !met[i] && !e.racy {
+			all = append(all, "no longer so, though listed: "+known)
+		}
+	}
+	return all
 }
