@@ -623,3 +623,61 @@ func BenchmarkStats(b *testing.B) {
 		}
 	})
 }
+
+// BenchmarkDeviceRules sets the rules of a usual container on a new group, with
+// each version in turn: what the decision to keep version 1's on hybrid hosts
+// rests on. What is left of a program that another group has loaded already is
+// measured apart.
+func BenchmarkDeviceRules(b *testing.B) {
+	h, err := find()
+	if err != nil {
+		b.Fatal(err)
+	}
+	old, ok := h.tree("devices")
+	if !ok || old.Unified || h.unified() == nil {
+		b.Skip("needs both versions")
+	}
+	res := &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Access: "rwm"}}}
+	for _, d := range [][2]int64{{1, 3}, {1, 5}, {1, 7}, {1, 8}, {1, 9}, {5, 0}, {5, 2}, {136, anyNumber}} {
+		res.Devices = append(res.Devices, specs.LinuxDeviceCgroup{Allow: true, Type: "c", Major: &d[0], Minor: &d[1], Access: "rwm"})
+	}
+	rules, err := deviceRules(res.Devices)
+	if err != nil {
+		b.Fatal(err)
+	}
+	loaded, err := bpfLoad(deviceProgram(rules))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer unix.Close(loaded)
+	times := map[string][]time.Duration{}
+	measure := func(name string, host *Host, set func(*Group) error) {
+		g, err := host.New("/longshore-bench-"+rand.Text(), nil)
+		if err != nil {
+			b.Fatal(err)
+		}
+		begin := time.Now()
+		err = set(g)
+		times[name] = append(times[name], time.Since(begin))
+		if err := errors.Join(err, g.Remove()); err != nil {
+			b.Fatal(err)
+		}
+	}
+	limit := func(g *Group) error { return g.Limit(res) }
+	for b.Loop() {
+		measure("v1", &Host{Mode: V1, Trees: []Tree{*old}}, limit)
+		measure("v2", only(h, true), limit)
+		measure("loaded", only(h, true), func(g *Group) error {
+			dir, err := unix.Open(g.dir(h.unified()), unix.O_DIRECTORY|unix.O_RDONLY|unix.O_CLOEXEC, 0)
+			if err != nil {
+				return err
+			}
+			defer unix.Close(dir)
+			return bpfAttach(dir, loaded, -1)
+		})
+	}
+	for name, all := range times {
+		slices.Sort(all)
+		b.ReportMetric(float64(all[len(all)/10].Nanoseconds()), name+"-p10-ns")
+	}
+}
