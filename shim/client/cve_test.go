@@ -27,7 +27,7 @@ func needRoot(t *testing.T) {
 
 // TestCVE2019_5736: a container keeps /proc/PID/exe of the process that was to
 // run something in it, and writes to the runtime's binary once that process has
-// ended. Fails when mount_setattr is taken out of readOnlyView.
+// ended. Fails when mount_setattr is taken out of binview.Open.
 func TestCVE2019_5736(t *testing.T) {
 	needRoot(t)
 	path := filepath.Join(t.TempDir(), "shim")

@@ -16,8 +16,10 @@ import (
 )
 
 // The escapes of 2019 to 2026, one test each. Every comment names the defence:
-// the test was seen to fail without it. CVE-2019-5736 is tested where the
-// defence is, with the pool of shims.
+// the test was seen to fail without it. To take RESOLVE_IN_ROOT out of safepath.Open
+// is to look the name up below the root without its leading "/": as it is, it would be
+// the host's, and nothing would come to be. CVE-2019-5736 is tested with the pool of
+// shims.
 
 // outside is a directory of the host with a file that no container may change.
 type outside struct {
@@ -146,7 +148,7 @@ func TestCVE2019_19921(t *testing.T) {
 
 // TestCVE2021_30465: the place of a mount lies in a volume, and another
 // container exchanges it for a link to the host while it is mounted on. Fails
-// when RESOLVE_IN_ROOT is taken out of safepath, or when assembly.attach mounts
+// when RESOLVE_IN_ROOT is taken out of safepath.Open, or when assembly.attach mounts
 // by the place's name instead of its descriptor.
 func TestCVE2021_30465(t *testing.T) {
 	f := newFixture(t, "report")
@@ -338,7 +340,7 @@ func TestCVE2024_21626(t *testing.T) {
 
 // TestCVE2024_45310: directories and files for mounts are made on the host, by
 // exchanging a directory of a shared volume for a link during the look-up.
-// Fails when RESOLVE_IN_ROOT is taken out of safepath.
+// Fails when RESOLVE_IN_ROOT is taken out of safepath.Open.
 func TestCVE2024_45310(t *testing.T) {
 	f := newFixture(t, "report")
 	out := newOutside(t)
@@ -484,7 +486,7 @@ func attachedProcfs(t *testing.T) (fd int, at string) {
 
 // TestCVE2026_41579: /dev of the image is a link to the host, where ptmx is
 // deleted and the links of /dev are made. Fails when assembly.devices opens
-// /dev by a path below the bundle, or safepath without RESOLVE_IN_ROOT.
+// /dev by openat(2), or when RESOLVE_IN_ROOT is taken out of safepath.Open.
 func TestCVE2026_41579(t *testing.T) {
 	for _, way := range []string{"absolute", "relative"} {
 		t.Run(way, func(t *testing.T) {
@@ -511,8 +513,8 @@ func TestCVE2026_41579(t *testing.T) {
 }
 
 // TestCVE2026_55686: the working directory of an image lies behind a link, and
-// is made on the host. Fails when makeCwd makes it by a path, or safepath
-// without RESOLVE_IN_ROOT.
+// is made on the host. Fails when RESOLVE_IN_ROOT is taken out of
+// safepath.Open.
 func TestCVE2026_55686(t *testing.T) {
 	f := newFixture(t, "report")
 	out := newOutside(t)
