@@ -17,38 +17,18 @@ import (
 
 // prepare gathers what a container's specification depends on, and builds it.
 func (e *Engine) prepare(p Pod, c *container, h *Handler) (*specs.Spec, *api.Mount, error) {
-	rec := c.snapshot()
-	cfg, image := rec.Config, rec.Config.Image
-	if rec.Base != "" {
-		image = rec.Base
-	}
-	img, err := e.images.Get(image)
+	cfg := c.snapshot().Config
+	img, lower, err := e.imageOf(c)
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := e.hold(c, img.Layers); err != nil {
+	in := e.specInput(&p, c.id, h)
+	in.Config = cfg
+	if in.Image, err = imageConfig(&img, c.snapshot()); err != nil {
 		return nil, nil, err
 	}
-	lower, err := e.images.Rootfs(img)
-	if err != nil {
+	if in.User, err = resolveUser(&cfg.Security, in.Image.User, lower); err != nil {
 		return nil, nil, err
-	}
-	imageConfig := configOf(&img)
-	if rec.Base != "" && len(cfg.Command)+len(cfg.Args) == 0 {
-		if imageConfig.Entrypoint, err = savedCommand(rec.Restore); err != nil {
-			return nil, nil, err
-		}
-		imageConfig.Cmd = nil
-	}
-	who, err := resolveUser(&cfg.Security, imageConfig.User, lower)
-	if err != nil {
-		return nil, nil, err
-	}
-	in := &SpecInput{ID: c.id, Pod: p.Config, PodDir: e.cfg.podDir(p.ID), Config: cfg, Image: imageConfig, User: who,
-		CgroupPath: e.containerCgroup(p, c.id), Hostname: e.host.hostname, HostCapabilities: e.host.capabilities,
-		SeccompDefault: e.cfg.SeccompDefault, SELinux: e.host.seLinux, HostCgroupNS: h.HostCgroupNamespace}
-	if h.Seccomp != "" {
-		in.SeccompDefault = h.Seccomp
 	}
 	if err := checkHugePages(e.cgroups, cfg.Resources); err != nil {
 		return nil, nil, err
@@ -62,35 +42,19 @@ func (e *Engine) prepare(p Pod, c *container, h *Handler) (*specs.Spec, *api.Mou
 	if err := e.resolveAppArmor(in); err != nil {
 		return nil, nil, err
 	}
-	stopSignal := cfg.StopSignal
-	if stopSignal == "" {
-		stopSignal = imageConfig.StopSignal
-	}
-	if _, err := ParseSignal(stopSignal); err != nil {
-		stopSignal = "" // an image's nonsense does not keep it from running
-	}
 	logPath, err := e.logPath(&p.Config, &cfg)
 	if err != nil {
 		return nil, nil, err
 	}
-	spec, err := BuildSpec(in)
-	if err != nil {
-		return nil, nil, err
-	}
-	h.annotate(spec, &p, c.id, &cfg)
-	h.spreadMounts(spec)
-	devices, err := CDIDevices(&cfg)
-	if err == nil {
-		err = InjectCDI(spec, e.cfg.CDIDirs, devices)
-	}
+	spec, err := e.specFor(in, &p, h)
 	if err != nil {
 		return nil, nil, err
 	}
 	err = e.updateContainer(c, func(r *Container) {
-		r.MountNotes = in.ImageIDs
 		// Kubelet asks by id; the user's words say of which repository.
-		r.ImageID, r.ImageRef = img.ID, img.Digested(cmp.Or(cfg.UserImage, image))
-		r.User, r.StopSignal, r.LogPath, r.CgroupPath = who, stopSignal, logPath, in.CgroupPath
+		r.ImageID, r.ImageRef = img.ID, img.Digested(cmp.Or(cfg.UserImage, r.Base, cfg.Image))
+		r.MountNotes, r.User, r.CgroupPath = in.ImageIDs, in.User, in.CgroupPath
+		r.StopSignal, r.LogPath = stopSignal(&cfg, &in.Image), logPath
 	})
 	if err != nil {
 		return nil, nil, err
@@ -100,6 +64,65 @@ func (e *Engine) prepare(p Pod, c *container, h *Handler) (*specs.Spec, *api.Mou
 		rootfs.Options = labelled(rootfs.Options, spec.Linux.MountLabel)
 	}
 	return spec, rootfs, err
+}
+
+// specInput is what a container's specification takes from its pod, its handler
+// and the node.
+func (e *Engine) specInput(p *Pod, id string, h *Handler) *SpecInput {
+	return &SpecInput{ID: id, Pod: p.Config, PodDir: e.cfg.podDir(p.ID), CgroupPath: e.containerCgroup(*p, id), Hostname: e.host.hostname,
+		HostCapabilities: e.host.capabilities, SeccompDefault: cmp.Or(h.Seccomp, e.cfg.SeccompDefault), SELinux: e.host.seLinux,
+		HostCgroupNS: h.HostCgroupNamespace}
+}
+
+// imageOf finds a container's image, and keeps its layers: the directories that
+// its root file system is made of.
+func (e *Engine) imageOf(c *container) (img images.Image, lower []string, err error) {
+	rec := c.snapshot()
+	if img, err = e.images.Get(cmp.Or(rec.Base, rec.Config.Image)); err != nil {
+		return img, nil, err
+	}
+	if err := e.hold(c, img.Layers); err != nil {
+		return img, nil, err
+	}
+	lower, err = e.images.Rootfs(img)
+	return img, lower, err
+}
+
+// imageConfig is what of an image shapes a container. A checkpoint in the place of
+// an image knows what its program was.
+func imageConfig(img *images.Image, rec Container) (cfg ImageConfig, err error) {
+	cfg = configOf(img)
+	if rec.Base != "" && len(rec.Config.Command)+len(rec.Config.Args) == 0 {
+		cfg.Cmd = nil
+		cfg.Entrypoint, err = savedCommand(rec.Restore)
+	}
+	return cfg, err
+}
+
+// stopSignal is the container's, or its image's; an image's nonsense does not
+// keep it from running.
+func stopSignal(cfg *ContainerConfig, image *ImageConfig) string {
+	name := cmp.Or(cfg.StopSignal, image.StopSignal)
+	if _, err := ParseSignal(name); err != nil {
+		return ""
+	}
+	return name
+}
+
+// specFor builds a specification, with what the pod's handler and the devices
+// of CDI add to it.
+func (e *Engine) specFor(in *SpecInput, p *Pod, h *Handler) (*specs.Spec, error) {
+	spec, err := BuildSpec(in)
+	if err != nil {
+		return nil, err
+	}
+	h.annotate(spec, p, in.ID, &in.Config)
+	h.spreadMounts(spec)
+	devices, err := CDIDevices(&in.Config)
+	if err == nil {
+		err = InjectCDI(spec, e.cfg.CDIDirs, devices)
+	}
+	return spec, err
 }
 
 // hold keeps layers for a container, and records that it does.

@@ -85,9 +85,7 @@ func (e *Engine) createSandboxContainer(ctx context.Context, h *Handler, pod *Po
 	if err != nil {
 		return err
 	}
-	in := &SpecInput{ID: c.id, Pod: pod.Config, PodDir: e.cfg.podDir(pod.ID), CgroupPath: c.snapshot().CgroupPath, Hostname: e.host.hostname,
-		HostCapabilities: e.host.capabilities, SeccompDefault: e.cfg.SeccompDefault, SELinux: e.host.seLinux, HostCgroupNS: h.HostCgroupNamespace}
-	spec, err := sandboxSpec(in)
+	spec, err := sandboxSpec(e.specInput(pod, c.id, h))
 	if err != nil {
 		return err
 	}
