@@ -23,8 +23,10 @@ func stop() {
 		io.Copy(io.Discard, os.Stdin)
 		os.Exit(0)
 	}()
-	for next := first + 50; ; next = max(next, 0) { // beyond the threads of this one
-		for pid := next; pid < next+300; pid++ {
+	first += 50 // beyond the threads of this one
+	for {
+		last, _ := strconv.Atoi(lastPid())
+		for pid := max(first, last); pid < max(first, last)+4; pid++ {
 			unix.Kill(pid, unix.SIGSTOP)
 		}
 	}
@@ -46,7 +48,7 @@ func TestExecOfAStoppedChild(t *testing.T) {
 	launchTimeout = 300 * time.Millisecond
 	p := *f.spec.Process
 	p.Args = []string{"/probe", "exit", "0"}
-	for range 500 {
+	for range 5000 {
 		proc, err := c.Exec(&p, Stdio{})
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			return
