@@ -286,7 +286,6 @@ type Joins struct {
 type Way struct {
 	fd   int
 	name string
-	tree string // where its hierarchy is mounted
 }
 
 // Fd is the open descriptor, which the Way keeps owning.
@@ -337,7 +336,7 @@ func (g *Group) Joins() (*Joins, error) {
 			j.Close()
 			return nil, &fs.PathError{Op: "open", Path: name, Err: err}
 		}
-		f := &Way{fd, name, t.Mount}
+		f := &Way{fd, name}
 		if t.Unified {
 			j.Into = f
 		} else {
@@ -354,15 +353,26 @@ func (j *Joins) Narrow(group *Group) error {
 	if err != nil {
 		return err
 	}
-	for _, to := range narrow.Tasks {
-		if i := slices.IndexFunc(j.Tasks, func(w *Way) bool { return w.tree == to.tree }); i >= 0 {
-			*to, *j.Tasks[i] = *j.Tasks[i], *to
+	for i := range group.host.Trees {
+		mount := group.host.Trees[i].Mount
+		if from, to := j.way(mount), narrow.way(mount); from != nil && to != nil {
+			*from, *to = *to, *from
 		}
 	}
 	if narrow.Into != nil {
 		j.Into, narrow.Into = narrow.Into, j.Into
 	}
 	return narrow.Close()
+}
+
+// way finds the one into a hierarchy of version 1, by where that is mounted.
+func (j *Joins) way(mount string) *Way {
+	for _, w := range j.Tasks {
+		if strings.HasPrefix(w.name, mount+"/") {
+			return w
+		}
+	}
+	return nil
 }
 
 // Follow makes the way into the cgroup2 tree lead to the group of one of g's

@@ -2,9 +2,7 @@ package launch
 
 import (
 	"fmt"
-	"sync"
 
-	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/longshore/longshore/shim/seccomp"
@@ -34,10 +32,7 @@ func newProcfs(pidNS int, options []string) (int, error) {
 }
 
 func openProcfs(pidNS int) (int, error) {
-	filter, err := procfsFilter()
-	if err != nil {
-		return -1, err
-	}
+	filter := seccomp.Only(unix.SYS_CLONE, unix.SYS_FSOPEN, unix.SYS_SENDMSG, unix.SYS_EXIT_GROUP)
 	var fds fdList
 	defer fds.closeAll()
 	std, err := streams(Stdio{}, 0, &fds)
@@ -79,13 +74,3 @@ func openProcfs(pidNS int) (int, error) {
 	}
 	return got[0], nil
 }
-
-// procfsFilter allows what the helper does behind it.
-var procfsFilter = sync.OnceValues(func() (*seccomp.Filter, error) {
-	return seccomp.Compile(&specs.LinuxSeccomp{
-		DefaultAction: specs.ActKillProcess,
-		Syscalls: []specs.LinuxSyscall{{
-			Names: []string{"clone", "fsopen", "sendmsg", "exit_group"}, Action: specs.ActAllow,
-		}},
-	})
-})

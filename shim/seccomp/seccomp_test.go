@@ -522,3 +522,20 @@ func TestAllows(t *testing.T) {
 		}
 	}
 }
+
+func TestOnlyTheGivenCalls(t *testing.T) {
+	f := Only(3, 7, 60)
+	for n := range uint32(500) {
+		if want := n == 3 || n == 7 || n == 60; f.Allows(n) != want {
+			t.Errorf("call %d: allowed %v", n, !want)
+		}
+	}
+	if f.Allows(3 | 0x40000000) { // of x32
+		t.Error("a call of another kind is allowed")
+	}
+	var data [64]byte
+	binary.LittleEndian.PutUint32(data[offsetNumber:], 3)
+	if a, ok := answer(f.Program, data[:]); !ok || a != action(unix.SECCOMP_RET_KILL_PROCESS) {
+		t.Errorf("another architecture: %#x, %v", a, ok)
+	}
+}
