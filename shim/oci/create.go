@@ -28,7 +28,7 @@ type createOptions struct {
 	keep   bool // for run
 	// running is called, for run, before the process may get to its program by
 	// itself.
-	running func()
+	running func() error
 	handOver
 }
 
@@ -62,7 +62,7 @@ func (c *cli) create(args []string) error {
 	if err != nil {
 		return err
 	}
-	if err := readOnlySelf(); err != nil {
+	if err := ready(); err != nil {
 		return err
 	}
 	ct, _, err := c.make(id, o, true)
@@ -156,7 +156,9 @@ func (c *cli) make(id string, o createOptions, gate bool) (*container, *launch.C
 	} else {
 		cfg.Born = func(p *launch.Process) error {
 			if cfg.Eager && o.running != nil {
-				o.running()
+				if err := o.running(); err != nil {
+					return err
+				}
 			}
 			return ct.born(p)
 		}

@@ -2,7 +2,6 @@ package oci
 
 import (
 	"fmt"
-	"os"
 	"strconv"
 	"strings"
 
@@ -73,7 +72,7 @@ func (c *cli) exec(args []string) error {
 	if err != nil {
 		return err
 	}
-	if err := readOnlySelf(); err != nil {
+	if err := ready(); err != nil {
 		return err
 	}
 	ct, err := c.open(id)
@@ -106,15 +105,17 @@ func (c *cli) exec(args []string) error {
 	if err != nil {
 		return err
 	}
-	var signals chan os.Signal
+	var caught *signals
 	if !o.detach {
-		signals = catch()
+		if caught, err = catch(); err != nil {
+			return err
+		}
 	}
 	proc, err := launched.ExecIn(p, launch.Stdio{Stdin: c.in, Stdout: c.out, Stderr: c.err, Files: files}, group)
 	if err != nil {
 		return err
 	}
-	return c.attend(proc, o, signals)
+	return c.attend(proc, o, caught)
 }
 
 // groupBelow gives the group of --cgroup, nil for the container's own.
@@ -130,8 +131,8 @@ func (o *execOptions) groupBelow(own *cgroup.Group) (*cgroup.Group, error) {
 }
 
 // attend hands a new process over and, unless it is left alone, waits for it.
-func (c *cli) attend(proc *launch.Process, o execOptions, signals chan os.Signal) error {
-	s, err := c.supervise(proc, o.handOver, o.detach, signals)
+func (c *cli) attend(proc *launch.Process, o execOptions, caught *signals) error {
+	s, err := c.supervise(proc, o.handOver, o.detach, caught)
 	if err == nil {
 		err = o.give(proc)
 	}

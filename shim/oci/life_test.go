@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -314,25 +315,55 @@ func TestRunGivesTheStatus(t *testing.T) {
 }
 
 func TestRunPassesSignalsOn(t *testing.T) {
-	f := newFixture(t, "trap")
-	f.write()
-	cmd := f.command("run", "--bundle", f.bundle, f.id)
-	out, err := cmd.StdoutPipe()
-	if err != nil {
+	for _, sig := range []unix.Signal{unix.SIGTERM, unix.SIGUSR1} { // of either kind: see signals.go
+		f := newFixture(t, "trap")
+		f.write()
+		cmd := f.command("run", "--bundle", f.bundle, f.id)
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		readLine(t, out)
+		if err := cmd.Process.Signal(sig); err != nil {
+			t.Fatal(err)
+		}
+		if text, err := io.ReadAll(out); err != nil || string(text) != sig.String()+"\n" {
+			t.Errorf("%q, %v", text, err)
+		}
+		if err := cmd.Wait(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestWaitingForNobody: a command that has no process to pass signals on to is
+// itself ended by them.
+func TestWaitingForNobody(t *testing.T) {
+	f := newFixture(t, "wait")
+	fifo := filepath.Join(t.TempDir(), "fifo")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	f.spec.Hooks = &specs.Hooks{CreateRuntime: []specs.Hook{{Path: "/bin/cat", Args: []string{"cat", fifo}}}}
+	f.write()
+	cmd := f.command("create", "--bundle", f.bundle, f.id)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	readLine(t, out)
+	hook, err := os.OpenFile(fifo, os.O_WRONLY, 0) // once it runs
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hook.Close()
 	if err := cmd.Process.Signal(unix.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	if text, err := io.ReadAll(out); err != nil || string(text) != "terminated\n" {
-		t.Errorf("%q, %v", text, err)
-	}
-	if err := cmd.Wait(); err != nil {
-		t.Error(err)
+	_ = cmd.Wait()
+	if status := cmd.ProcessState.Sys().(syscall.WaitStatus); status.Signal() != unix.SIGTERM {
+		t.Errorf("it ended with %#x", status)
 	}
 }
 

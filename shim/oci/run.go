@@ -2,8 +2,6 @@ package oci
 
 import (
 	"errors"
-	"os"
-	"os/signal"
 
 	"golang.org/x/sys/unix"
 
@@ -17,12 +15,15 @@ func (c *cli) runContainer(args []string) error {
 	if err != nil {
 		return err
 	}
-	if err := readOnlySelf(); err != nil {
+	if err := ready(); err != nil {
 		return err
 	}
-	var signals chan os.Signal
+	var caught *signals
 	if !o.detach {
-		o.running = func() { signals = catch() }
+		o.running = func() (err error) {
+			caught, err = catch()
+			return err
+		}
 	}
 	ct, launched, err := c.make(id, o, false)
 	if err != nil {
@@ -32,7 +33,7 @@ func (c *cli) runContainer(args []string) error {
 	if ct.NoProcess {
 		return errors.Join(errNoProcess, c.discard(ct, launched))
 	}
-	s, err := c.supervise(launched.Init(), o.handOver, o.detach, signals)
+	s, err := c.supervise(launched.Init(), o.handOver, o.detach, caught)
 	if err != nil {
 		return errors.Join(err, c.discard(ct, launched))
 	}
@@ -75,62 +76,44 @@ func (c *cli) discard(ct *container, launched *launch.Container) error {
 // signals on and, with a terminal of ours, what is typed and shown.
 type supervisor struct {
 	process *launch.Process
-	signals chan os.Signal
-	passing chan struct{} // closed once signals are passed on no more
-	console *proxy        // nil without a terminal of ours
-}
-
-// catch begins to take signals, before there is somebody to pass them on to: a
-// program may have told its caller that it runs before its start has returned.
-func catch() chan os.Signal {
-	signals := make(chan os.Signal, 64)
-	signal.Notify(signals)
-	return signals
+	signals *signals
+	console *proxy // nil without a terminal of ours
 }
 
 // supervise begins, with the signals of catch, if that was called already. With
 // alone it does nothing but in appearance.
-func (c *cli) supervise(p *launch.Process, h handOver, alone bool, signals chan os.Signal) (*supervisor, error) {
+func (c *cli) supervise(p *launch.Process, h handOver, alone bool, caught *signals) (_ *supervisor, err error) {
 	s := &supervisor{process: p}
 	if alone {
 		return s, nil
 	}
 	if p.Console() != nil && h.consoleSocket == "" {
-		var err error
 		if s.console, err = newProxy(p.Console(), c.in, c.out); err != nil {
 			return nil, err
 		}
 	}
-	if signals == nil {
-		signals = catch()
+	if s.signals = caught; caught == nil {
+		if s.signals, err = catch(); err != nil {
+			s.stop()
+			return nil, err
+		}
 	}
-	s.signals, s.passing = signals, make(chan struct{})
-	go s.pass()
+	s.signals.passTo(s.pass)
 	return s, nil
 }
 
-// pass ends with [supervisor.stop].
-func (s *supervisor) pass() {
-	defer close(s.passing)
-	for sig := range s.signals {
-		switch sig {
-		case unix.SIGCHLD, unix.SIGURG, unix.SIGPIPE:
-			// About this process: its children, the Go scheduler, its pipes.
-		case unix.SIGWINCH:
-			if s.console != nil {
-				s.console.resize()
-			}
-		default:
-			_ = s.process.Signal(sig.(unix.Signal)) // it may have ended
-		}
+// pass is for each signal to this process.
+func (s *supervisor) pass(sig unix.Signal) {
+	if sig != unix.SIGWINCH {
+		_ = s.process.Signal(sig) // it may have ended
+	} else if s.console != nil {
+		s.console.resize()
 	}
 }
 
 func (s *supervisor) stop() {
 	if s.signals != nil {
-		signal.Stop(s.signals)
-		close(s.signals)
-		<-s.passing
+		s.signals.stop()
 	}
 	if s.console != nil {
 		s.console.close()

@@ -19,7 +19,7 @@ func (c *cli) start(args []string) error {
 	if err != nil {
 		return err
 	}
-	if err := readOnlySelf(); err != nil {
+	if err := ready(); err != nil {
 		return err
 	}
 	ct, p, status, err := c.openWithStatus(ids[0])

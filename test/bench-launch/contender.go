@@ -19,6 +19,7 @@ type runtime interface {
 	start() (time.Duration, error)
 	exec() (time.Duration, error)
 	remove() (time.Duration, error)
+	whole() (time.Duration, error) // from the wish for a container that ends by itself until all of it is gone
 	cpu() time.Duration // used so far
 	close()
 }
@@ -26,23 +27,32 @@ type runtime interface {
 // contender is a runtime with its measurements.
 type contender struct {
 	runtime
-	name, calls              string
-	start, exec, remove, cpu series
-	err                      error
+	name, calls                     string
+	start, exec, remove, whole, cpu series
+	err                             error
 }
+
+// settle is how long the machine is left alone before each step. Whoever moves a
+// process into a control group waits for a grace period, unless somebody else
+// just did.
+const settle = 50 * time.Millisecond
 
 // measure runs one container's life.
 func (c *contender) measure(count bool) error {
 	before := c.runtime.cpu()
-	var took [3]time.Duration
-	for i, step := range []func() (time.Duration, error){c.runtime.start, c.runtime.exec, c.runtime.remove} {
+	var took [4]time.Duration
+	for i, step := range []func() (time.Duration, error){c.runtime.start, c.runtime.exec, c.runtime.remove, c.runtime.whole} {
+		time.Sleep(settle)
 		var err error
 		if took[i], err = step(); err != nil {
 			return err
 		}
 	}
 	if used := c.runtime.cpu() - before; count {
-		c.start, c.exec, c.remove, c.cpu = append(c.start, took[0]), append(c.exec, took[1]), append(c.remove, took[2]), append(c.cpu, used)
+		for i, s := range []*series{&c.start, &c.exec, &c.remove, &c.whole} {
+			*s = append(*s, took[i])
+		}
+		c.cpu = append(c.cpu, used)
 	}
 	return nil
 }
@@ -72,7 +82,7 @@ func contenders(b *bundle, shim, helper string, more []peer) ([]*contender, erro
 			fmt.Fprintln(os.Stderr, "bench-launch: left out:", err)
 			continue
 		}
-		cli := &commandLine{binary: path, bundle: b.dir, root: filepath.Join(b.dir, c.name), prefix: fmt.Sprintf("bench%d-%s", os.Getpid(), c.name)}
+		cli := &commandLine{binary: path, bundle: b.dir, ending: b.ending(), root: filepath.Join(b.dir, c.name), prefix: fmt.Sprintf("bench%d-%s", os.Getpid(), c.name)}
 		all = append(all, &contender{name: c.name + " run", calls: cli.syscalls(b), runtime: cli})
 	}
 	return all, nil
@@ -138,13 +148,14 @@ func (f *floor) start() (time.Duration, error) {
 
 func (f *floor) exec() (time.Duration, error)   { return stamped(exec.Command(f.clock)) }
 func (f *floor) remove() (time.Duration, error) { return 0, nil }
+func (f *floor) whole() (time.Duration, error)  { return 0, nil }
 func (f *floor) cpu() time.Duration             { return childrenCPU() }
 func (f *floor) close()                         {}
 
 // commandLine is an OCI runtime.
 type commandLine struct {
-	binary, bundle, root, prefix string
-	runs                         int
+	binary, bundle, ending, root, prefix string
+	runs                                 int
 }
 
 func (c *commandLine) id() string { return fmt.Sprintf("%s-%d", c.prefix, c.runs) }
@@ -167,6 +178,12 @@ func (c *commandLine) start() (time.Duration, error) {
 
 func (c *commandLine) exec() (time.Duration, error) {
 	return stamped(c.command("exec", c.id(), "/clock"))
+}
+
+func (c *commandLine) whole() (time.Duration, error) {
+	begin := monotonic()
+	err := c.command("run", "--bundle", c.ending, c.id()).Run()
+	return time.Duration(monotonic() - begin), err
 }
 
 func (c *commandLine) remove() (time.Duration, error) {
@@ -223,6 +240,7 @@ func (i *inside) do(command string) (time.Duration, error) {
 func (i *inside) start() (time.Duration, error)  { return i.do("start") }
 func (i *inside) exec() (time.Duration, error)   { return i.do("exec") }
 func (i *inside) remove() (time.Duration, error) { return i.do("delete") }
+func (i *inside) whole() (time.Duration, error)  { return 0, nil }
 func (i *inside) cpu() time.Duration             { return i.used }
 
 func (i *inside) close() {

@@ -133,16 +133,16 @@ func (s series) at(q float64) string {
 
 func table(all []*contender) {
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(w, "ms: min p10 p50\tto first instruction\t\t\texec\t\t\tdelete\t\t\tCPU\t\tsystem calls\t")
+	fmt.Fprintln(w, "ms: min p10 p50\tto first instruction\t\t\texec\t\t\tdelete\t\t\twhole run\t\t\tCPU\t\tsystem calls\t")
 	for _, c := range all {
 		fmt.Fprintf(w, "%s\t", c.name)
-		for _, s := range []series{c.start, c.exec, c.remove} {
+		for _, s := range []series{c.start, c.exec, c.remove, c.whole} {
 			fmt.Fprintf(w, "%s\t%s\t%s\t", s.at(0), s.at(0.1), s.at(0.5))
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t\n", c.cpu.at(0.1), c.cpu.at(0.5), c.calls)
 	}
 	w.Flush()
-	fmt.Println("CPU: p10 and p50 of one container's start, exec and delete together. System calls: of one run in the foreground, by strace.")
+	fmt.Println("CPU: p10 and p50 of one container's start, exec and delete and of a whole run, from nothing to nothing. System calls: of one run in the foreground, by strace.")
 }
 
 // syscalls counts those of a command and its children, "-" without strace.
