@@ -32,13 +32,10 @@ type contender struct {
 	err                             error
 }
 
-// settle is how long the machine is left alone before each step. Whoever moves a
-// process into a control group waits for a grace period, unless somebody else
-// just did.
-const settle = 50 * time.Millisecond
-
-// measure runs one container's life.
-func (c *contender) measure(count bool) error {
+// measure runs one container's life, and leaves the machine alone for a while before
+// each step: whoever moves a process into a control group waits for a grace
+// period, unless somebody else just did.
+func (c *contender) measure(settle time.Duration, count bool) error {
 	before := c.runtime.cpu()
 	var took [4]time.Duration
 	for i, step := range []func() (time.Duration, error){c.runtime.start, c.runtime.exec, c.runtime.remove, c.runtime.whole} {

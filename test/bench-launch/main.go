@@ -30,6 +30,7 @@ const innerEnv = "BENCH_LAUNCH_INNER"
 
 func main() {
 	rounds := flag.Int("n", 30, "rounds")
+	settle := flag.Duration("settle", 50*time.Millisecond, "how long to leave the machine alone before each step; 0 finds caches warm")
 	shim := flag.String("shim", "../bin/longshore-shim", "our shim")
 	helper := flag.String("helper", "../bin/launch.test", "the test binary of shim/launch")
 	clock := flag.String("clock", "../bin/clock", "the program in testdata, compiled")
@@ -47,7 +48,7 @@ func main() {
 	if os.Getenv(innerEnv) == "" {
 		os.Exit(inner())
 	}
-	if err := run(*rounds, *shim, *helper, *clock, strings.Split(*unistd, ","), more); err != nil {
+	if err := run(*rounds, *settle, *shim, *helper, *clock, strings.Split(*unistd, ","), more); err != nil {
 		fmt.Fprintln(os.Stderr, "bench-launch:", err)
 		os.Exit(1)
 	}
@@ -66,7 +67,7 @@ func inner() int {
 	return 0
 }
 
-func run(rounds int, shim, helper, clock string, unistd []string, more []peer) error {
+func run(rounds int, settle time.Duration, shim, helper, clock string, unistd []string, more []peer) error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
@@ -98,7 +99,7 @@ func run(rounds int, shim, helper, clock string, unistd []string, more []peer) e
 			if c.err != nil {
 				continue
 			}
-			if c.err = c.measure(round > 0); c.err != nil { // the first fills caches
+			if c.err = c.measure(settle, round > 0); c.err != nil { // the first fills caches
 				fmt.Fprintf(os.Stderr, "%s: %v\n", c.name, c.err)
 			}
 		}
