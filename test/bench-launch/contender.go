@@ -20,7 +20,7 @@ type runtime interface {
 	exec() (time.Duration, error)
 	remove() (time.Duration, error)
 	whole() (time.Duration, error) // from the wish for a container that ends by itself until all of it is gone
-	cpu() time.Duration // used so far
+	cpu() time.Duration            // used so far
 	close()
 }
 
