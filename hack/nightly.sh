@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # What takes too long for every change: all tests on emulated machines with
-# cgroup v2, and with systemd and AppArmor; ten thousand launches with a failure
+# cgroup v2, with systemd and AppArmor, and of arm64; ten thousand launches with a failure
 # injected in each; critest ten times over, several specs at once; every fuzz target.
-# hack/nightly.sh [STEP ...] runs some: v2 systemd launches conformance fuzz.
+# hack/nightly.sh [STEP ...] runs some: v2 systemd arm64 launches conformance fuzz.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if [ "$(id -u)" -ne 0 ]; then
@@ -12,11 +12,12 @@ export REQUIRE=root
 
 v2() { hack/test-v2.sh; }
 systemd() { hack/test-systemd.sh; }
+arm64() { hack/test-arm64-vm.sh; }
 launches() { LONGSHORE_SOAK=10000 go test ./shim/launch -run TestFailuresLeaveNothing -count 1 -timeout 1h -v; }
 conformance() { for _ in {1..10}; do hack/conformance.sh -- -parallel 4; done; }
 fuzz() { hack/fuzz.sh 2m; }
 
-if [ $# -eq 0 ]; then set -- v2 systemd launches conformance fuzz; fi
+if [ $# -eq 0 ]; then set -- v2 systemd arm64 launches conformance fuzz; fi
 for step in "$@"; do
 	printf '\n== %s ==\n' "$step"
 	"$step"

@@ -8,8 +8,8 @@ rm -rf "$dir"
 mkdir -p "$dir"/{dev,proc,sys,run,tmp,root,var/lib,var/tmp,etc,out,tests,usr/bin,usr/sbin,usr/lib}
 chmod 1777 "$dir/tmp"
 for sub in bin sbin lib; do ln -s "usr/$sub" "$dir/$sub"; done
-cp "$(command -v busybox)" "$dir/usr/bin/busybox"
-for applet in $("$dir/usr/bin/busybox" --list); do
+install -m 755 "$kernel/busybox" "$dir/usr/bin/busybox"
+for applet in $(busybox --list); do # the host's, which can run it
 	[ "$applet" = busybox ] || ln -s /usr/bin/busybox "$dir/usr/bin/$applet"
 done
 ln -s /usr/bin/busybox "$dir/usr/sbin/modprobe" # where the kernel looks for it

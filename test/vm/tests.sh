@@ -12,7 +12,7 @@ rm -rf "$dir"
 mkdir -p "$dir/bin"
 BIN=$dir/bin hack/build.sh
 go build -trimpath -o "$dir/bin/guest" ./hack/demo/guest
-go run ./hack/demo/pack "$dir/bin/guest" "$dir/image.tar"
+GOARCH='' go run ./hack/demo/pack "$dir/bin/guest" "$dir/image.tar"
 install -m 755 "$here/run-tests" "$dir/run-tests"
 
 # compile MODULE PACKAGE NAME [TESTS]

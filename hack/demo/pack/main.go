@@ -3,6 +3,8 @@
 package main
 
 import (
+	"bytes"
+	"debug/elf"
 	"fmt"
 	"os"
 
@@ -29,21 +31,41 @@ func pack(guest, out string) error {
 	if err != nil {
 		return err
 	}
+	arch, err := architecture(program)
+	if err != nil {
+		return fmt.Errorf("%s: %w", guest, err)
+	}
 	f, err := os.Create(out)
 	if err != nil {
 		return err
 	}
-	if _, err = archive.Write(f, helloImage(program)); err != nil {
+	if _, err = archive.Write(f, helloImage(program, arch)); err != nil {
 		f.Close()
 		return err
 	}
 	return f.Close()
 }
 
+// architecture is a program's, by Go's name: it may have been built for another
+// machine.
+func architecture(program []byte) (string, error) {
+	file, err := elf.NewFile(bytes.NewReader(program))
+	if err != nil {
+		return "", err
+	}
+	switch file.Machine {
+	case elf.EM_X86_64:
+		return "amd64", nil
+	case elf.EM_AARCH64:
+		return "arm64", nil
+	}
+	return "", fmt.Errorf("no image for %v", file.Machine)
+}
+
 // helloImage holds the guest program and the accounts of two users.
-func helloImage(program []byte) archive.Image {
+func helloImage(program []byte, arch string) archive.Image {
 	return archive.Image{
-		Name: imageName,
+		Name: imageName, Architecture: arch,
 		Layers: [][]archive.File{
 			{
 				{Name: "tmp/", Mode: 0o1777},
