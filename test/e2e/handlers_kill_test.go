@@ -82,16 +82,11 @@ func (s *session) liveAndDie(ctx context.Context, name string) <-chan struct{} {
 	podID, config := s.ids["p"], s.pods["p"]
 	go func() {
 		defer close(done)
-		resp, err := s.node.Runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: podID, SandboxConfig: config,
-			Config: &runtimeapi.ContainerConfig{Metadata: &runtimeapi.ContainerMetadata{Name: name}, Image: &runtimeapi.ImageSpec{Image: imageName},
-				Args: []string{"pause"}, LogPath: name + ".log", Linux: &runtimeapi.LinuxContainerConfig{}}})
+		id, err := s.makeAndStart(ctx, podID, config, name)
 		if err != nil {
 			return
 		}
-		if _, err := s.node.Runtime.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: resp.ContainerId}); err != nil {
-			return
-		}
-		_, _ = s.node.Runtime.RemoveContainer(ctx, &runtimeapi.RemoveContainerRequest{ContainerId: resp.ContainerId}) // or it goes with the pod
+		_, _ = s.node.Runtime.RemoveContainer(ctx, &runtimeapi.RemoveContainerRequest{ContainerId: id}) // or it goes with the pod
 	}()
 	return done
 }

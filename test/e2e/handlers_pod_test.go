@@ -138,6 +138,18 @@ const (
 	sandboxStep  = 25 * time.Millisecond
 )
 
+// makeAndStart gives the id of a container that waits.
+func (s *session) makeAndStart(ctx context.Context, podID string, config *runtimeapi.PodSandboxConfig, name string) (string, error) {
+	resp, err := s.node.Runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: podID, SandboxConfig: config,
+		Config: &runtimeapi.ContainerConfig{Metadata: &runtimeapi.ContainerMetadata{Name: name}, Image: &runtimeapi.ImageSpec{Image: imageName},
+			Args: []string{"pause"}, LogPath: name + ".log", Linux: &runtimeapi.LinuxContainerConfig{}}})
+	if err != nil {
+		return "", err
+	}
+	_, err = s.node.Runtime.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: resp.ContainerId})
+	return resp.ContainerId, err
+}
+
 // podLife makes a pod with a container and removes both; any of it may fail.
 func (s *session) podLife(ctx context.Context, name string) <-chan struct{} {
 	done := make(chan struct{})
@@ -149,13 +161,7 @@ func (s *session) podLife(ctx context.Context, name string) <-chan struct{} {
 		if err != nil {
 			return
 		}
-		resp, err := s.node.Runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: pod.PodSandboxId, SandboxConfig: config,
-			Config: &runtimeapi.ContainerConfig{Metadata: &runtimeapi.ContainerMetadata{Name: name}, Image: &runtimeapi.ImageSpec{Image: imageName},
-				Args: []string{"pause"}, LogPath: name + ".log", Linux: &runtimeapi.LinuxContainerConfig{}}})
-		if err != nil {
-			return
-		}
-		if _, err := s.node.Runtime.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: resp.ContainerId}); err != nil {
+		if _, err := s.makeAndStart(ctx, pod.PodSandboxId, config, name); err != nil {
 			return
 		}
 		_, _ = s.node.Runtime.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: pod.PodSandboxId}) // or it is removed at the end
