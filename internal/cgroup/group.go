@@ -446,7 +446,7 @@ func (g *Group) populated() (*Tree, error) {
 			continue
 		}
 		value, err := readEvent(g.dir(t), "populated")
-		if errors.Is(err, fs.ErrNotExist) {
+		if gone(err) {
 			continue
 		}
 		if err != nil {

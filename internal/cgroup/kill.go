@@ -44,7 +44,7 @@ func (g *Group) Kill() error {
 		if err == nil && g.host.Mode != V2 {
 			err = g.signalEach(true) // another tool's processes may be in version 1 only
 		}
-		if err == nil || !errors.Is(err, fs.ErrNotExist) {
+		if err == nil || !gone(err) {
 			return wrapKill(g.path, err)
 		}
 		if !exists(g.dir(t)) {

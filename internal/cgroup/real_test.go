@@ -593,6 +593,29 @@ func TestStatsOfAGroupThatGoes(t *testing.T) {
 	}
 }
 
+// TestWaitForAGroupThatGoes: one that is removed meanwhile has no process, as one
+// that is not there: systemd removes a scope with its last process.
+func TestWaitForAGroupThatGoes(t *testing.T) {
+	h, parent := realGroup(t, nil)
+	for range 300 {
+		g, err := h.New(parent.Path()+"/going", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		removed := make(chan error, 1)
+		go func() { removed <- g.Remove() }()
+		for there := true; there; {
+			there = exists(g.dir(&h.Trees[0]))
+			if err := errors.Join(g.WaitEmpty(t.Context()), g.Kill()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := <-removed; err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // BenchmarkStats reads what kubelet asks for of each group every few seconds.
 func BenchmarkStats(b *testing.B) {
 	h, err := Detect()
