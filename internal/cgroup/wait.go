@@ -37,7 +37,6 @@ func waitEvent(ctx context.Context, dir, key string, want uint64) error {
 		}
 		return os.NewSyscallError("inotify_add_watch", err)
 	}
-	defer context.AfterFunc(ctx, func() { events.SetReadDeadline(time.Unix(1, 0)) })()
 	// One event, or the notice that the file is gone, wakes; what it says is
 	// read from the file.
 	buf := make([]byte, 4*unix.SizeofInotifyEvent)
@@ -45,11 +44,11 @@ func waitEvent(ctx context.Context, dir, key string, want uint64) error {
 		if ok, err := done(); ok || err != nil {
 			return err
 		}
-		if _, err := events.Read(buf); err != nil {
-			if errors.Is(err, os.ErrDeadlineExceeded) && ctx.Err() != nil {
-				return context.Cause(ctx)
-			}
+		if err := waitReadable(ctx, events); err != nil {
 			return err
+		}
+		if _, err := unix.Read(fd, buf); err != nil && err != unix.EAGAIN && err != unix.EINTR {
+			return os.NewSyscallError("read inotify", err)
 		}
 	}
 }
@@ -71,18 +70,37 @@ func waitExit(ctx context.Context, pid int) error {
 	}
 	process := os.NewFile(uintptr(fd), "pidfd")
 	defer process.Close()
-	defer context.AfterFunc(ctx, func() { process.SetReadDeadline(time.Unix(1, 0)) })()
-	raw, err := process.SyscallConn()
+	return waitReadable(ctx, process)
+}
+
+// unwatchedPoll is how often the context is asked while a thread waits.
+const unwatchedPoll = 50 * time.Millisecond
+
+// waitReadable returns when there is something to read, or with the context's cause.
+func waitReadable(ctx context.Context, f *os.File) error {
+	raw, err := f.SyscallConn()
 	if err != nil {
 		return err
 	}
-	err = raw.Read(func(fd uintptr) bool {
-		ready := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-		n, err := unix.Poll(ready, 0)
+	ready := func(fd uintptr, timeout time.Duration) bool {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(timeout.Milliseconds()))
 		return err == nil && n == 1
-	})
+	}
+	stop := context.AfterFunc(ctx, func() { f.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	err = raw.Read(func(fd uintptr) bool { return ready(fd, 0) })
+	if err == nil {
+		return nil
+	}
 	if errors.Is(err, os.ErrDeadlineExceeded) && ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	return err
+	// Go's poller could not watch it (epoll_ctl(2), ENOSPC): that takes a thread.
+	var late error
+	err = raw.Control(func(fd uintptr) {
+		for late == nil && !ready(fd, unwatchedPoll) {
+			late = context.Cause(ctx)
+		}
+	})
+	return errors.Join(err, late)
 }
