@@ -101,23 +101,33 @@ func (g *fifoGate) record(b *builder, command string) error {
 
 // Waiting says whether the process pid stands at the gate in dir. The caller
 // makes sure that pid is who it thinks.
-func Waiting(dir string, pid int) bool {
+func Waiting(dir string, pid int) (bool, error) {
 	var names gateNames
-	if atomicfile.ReadJSON(filepath.Join(dir, gateRecord), &names) != nil {
-		return false
+	err := atomicfile.ReadJSON(filepath.Join(dir, gateRecord), &names)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil // it is open
+	}
+	if err != nil {
+		return false, err
 	}
 	return holdsGate(dir, pid, names.FIFO)
 }
 
 // holdsGate says whether the descriptor of a process is the gate: it is until
 // execve or its end.
-func holdsGate(dir string, pid, fd int) bool {
+func holdsGate(dir string, pid, fd int) (bool, error) {
 	held, err := os.Stat(childFD(pid, fd))
+	if processGone(err) {
+		return false, nil
+	}
 	if err != nil {
-		return false
+		return false, err
 	}
 	gate, err := os.Stat(filepath.Join(dir, gateFIFO))
-	return err == nil && os.SameFile(held, gate)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil && os.SameFile(held, gate), err
 }
 
 func childFD(pid, fd int) string {
@@ -128,8 +138,12 @@ func childFD(pid, fd int) string {
 // made, and returns once execve has happened, or with what failed.
 func (c *Container) openGate() error {
 	var names gateNames
-	if err := atomicfile.ReadJSON(filepath.Join(c.gate, gateRecord), &names); err != nil {
+	err := atomicfile.ReadJSON(filepath.Join(c.gate, gateRecord), &names)
+	if errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("it was started before: %w", unix.EALREADY)
+	}
+	if err != nil {
+		return err
 	}
 	pid := c.init.Pid()
 	prog, err := openProgram(childFD(pid, names.Arena), names)
@@ -138,7 +152,11 @@ func (c *Container) openGate() error {
 	}
 	defer prog.free()
 	// Asked after opening: a process that lives now had this id all the time.
-	if !holdsGate(c.gate, pid, names.FIFO) || c.init.exited() {
+	waits, err := holdsGate(c.gate, pid, names.FIFO)
+	if err != nil {
+		return err
+	}
+	if !waits || c.init.exited() {
 		return fmt.Errorf("process %d does not wait at the gate: %w", pid, unix.ESRCH)
 	}
 	if err = c.startHooks(); err == nil {

@@ -21,8 +21,8 @@ func (f *fixture) loaded() (made, other *Container) {
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	if !Waiting(f.cfg.Gate, made.Init().Pid()) {
-		f.t.Fatal("does not wait at its gate")
+	if waits, err := Waiting(f.cfg.Gate, made.Init().Pid()); err != nil || !waits {
+		f.t.Fatal("does not wait at its gate", err)
 	}
 	// The maker's end goes as it does when the maker ends.
 	made.pending.link.close()
@@ -119,7 +119,7 @@ func TestLoadedContainerRunsOthers(t *testing.T) {
 	if err := c.Start(); err != nil {
 		t.Fatal(err)
 	}
-	if Waiting(f.cfg.Gate, c.Init().Pid()) {
+	if waits, err := Waiting(f.cfg.Gate, c.Init().Pid()); err != nil || waits {
 		t.Error("counts as waiting after its start")
 	}
 	for name, terminal := range map[string]bool{"streams": false, "terminal": true} {
@@ -204,7 +204,9 @@ func TestParseStartTime(t *testing.T) {
 
 // TestGateOfAnotherDirectory: a descriptor is the gate only if it is that file.
 func TestGateOfAnotherDirectory(t *testing.T) {
-	if holdsGate(t.TempDir(), os.Getpid(), 0) || Waiting(filepath.Join(t.TempDir(), "none"), os.Getpid()) {
+	held, err := holdsGate(t.TempDir(), os.Getpid(), 0)
+	waits, noErr := Waiting(filepath.Join(t.TempDir(), "none"), os.Getpid())
+	if held || waits || err != nil || noErr != nil {
 		t.Error("a stranger stands at the gate")
 	}
 }

@@ -102,6 +102,17 @@ func (l *launching) second() (*Process, error) {
 	return newProcess(pid, pidfd), nil
 }
 
+// endSecond ends the process of the second clone, if it came to that, without a
+// descriptor for it: there may be none to be had.
+func (l *launching) endSecond() {
+	pid := l.tid()
+	if pid <= 0 || unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT|unix.WALL, nil) != nil {
+		return
+	}
+	_ = unix.Kill(pid, unix.SIGKILL) // our child, so that the id is its own
+	_, _ = wait4(pid, nil, 0)
+}
+
 // current is the process that the child is now: the first of two clones, until
 // the second is adopted.
 func (l *launching) current() *Process {
@@ -186,7 +197,10 @@ func (l *launching) abort() {
 	l.link.close()
 	if l.middle != nil {
 		l.middle.kill()
-		l.proc, _ = l.second() // none, if it did not come to that
+		var err error
+		if l.proc, err = l.second(); err != nil {
+			l.endSecond()
+		}
 		l.middle = nil
 	}
 	if l.proc != nil {

@@ -61,12 +61,19 @@ func FindProcess(pid int, started uint64) (*Process, error) {
 	p := newProcess(pid, fd)
 	// The order matters: what the time is read of is what the pidfd holds, or
 	// that one is gone.
-	if now, err := p.StartTime(); err != nil || now != started || p.exited() {
-		p.pidfd.Close()
-		return gone, nil
+	now, err := p.StartTime()
+	if err == nil && now == started && !p.exited() {
+		return p, nil
 	}
-	return p, nil
+	p.pidfd.Close()
+	if err != nil && !processGone(err) {
+		return nil, err // that we cannot look does not mean that it has ended
+	}
+	return gone, nil
 }
+
+// processGone says of an error in procfs that there is no such process any more.
+func processGone(err error) bool { return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) }
 
 // Ended says whether the process has ended, reaped or not.
 func (p *Process) Ended() bool { return p.exited() }
@@ -75,15 +82,25 @@ func (p *Process) Ended() bool { return p.exited() }
 // after timeout with an error that wraps [os.ErrDeadlineExceeded]. It does not
 // reap.
 func (p *Process) WaitEnd(timeout time.Duration) error {
+	return p.waitOnThread(time.Now().Add(timeout))
+}
+
+// waitOnThread waits until a time, the zero one being none.
+func (p *Process) waitOnThread(late time.Time) error {
 	fd, err := p.dupPidfd()
-	if err != nil {
+	if errors.Is(err, unix.ESRCH) {
 		return nil // ended before
 	}
+	if err != nil {
+		return err
+	}
 	defer unix.Close(fd)
-	late := time.Now().Add(timeout)
 	for {
-		left := max(0, time.Until(late).Milliseconds())
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(left))
+		left := -1
+		if !late.IsZero() {
+			left = int(max(0, time.Until(late).Milliseconds()))
+		}
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, left)
 		switch {
 		case err == unix.EINTR:
 		case err != nil || n > 0:
@@ -138,9 +155,11 @@ func namespacesOf(pid int, linux *specs.Linux) (*namespaces, error) {
 		var theirs, ours unix.Stat_t
 		if err := unix.Stat("/proc/self/ns/"+kind.file, &ours); err == unix.ENOENT {
 			continue // a kernel without that kind
+		} else if err != nil {
+			return nil, &os.PathError{Op: "stat", Path: "/proc/self/ns/" + kind.file, Err: err}
 		}
 		switch err := unix.Stat(dir+kind.file, &theirs); {
-		case err == unix.ENOENT || err == unix.ESRCH:
+		case processGone(err):
 			return n, nil // it has ended; whoever uses the pidfd will see
 		case err != nil:
 			return nil, &os.PathError{Op: "stat", Path: dir + kind.file, Err: err}
@@ -172,11 +191,15 @@ func (c *Container) reopen() (err error) {
 	}
 	name := "/proc/" + strconv.Itoa(c.init.Pid()) + "/root"
 	root, err := unix.Open(name, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil || c.init.exited() {
-		if err == nil {
-			unix.Close(root)
-		}
+	if err == nil && c.init.exited() {
+		unix.Close(root)
+		err = unix.ESRCH
+	}
+	if processGone(err) {
 		return fmt.Errorf("container has ended: %w", unix.ESRCH)
+	}
+	if err != nil {
+		return &os.PathError{Op: "open", Path: name, Err: err}
 	}
 	c.root = root
 	c.devpts, err = openDevpts(root, c.spec.Mounts)

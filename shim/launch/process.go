@@ -51,9 +51,16 @@ func (p *Process) Signal(sig unix.Signal) error {
 }
 
 // Wait returns the status with which the process ended and reaps it. It parks
-// the goroutine on the pidfd and takes no thread. Any number of callers may
-// wait.
-func (p *Process) Wait() (unix.WaitStatus, error) {
+// the goroutine on the pidfd and takes no thread, unless there is no watch to be
+// had for it. Any number of callers may wait.
+func (p *Process) Wait() (unix.WaitStatus, error) { return p.waitUntil(time.Time{}) }
+
+// waitUntil is Wait up to a time, after which the error wraps
+// [os.ErrDeadlineExceeded]; the zero time is none.
+func (p *Process) waitUntil(late time.Time) (unix.WaitStatus, error) {
+	if !late.IsZero() {
+		_ = p.pidfd.SetReadDeadline(late) // what has been reaped, or has no watch, takes none
+	}
 	raw, err := p.pidfd.SyscallConn()
 	if err != nil {
 		return p.ended(err)
@@ -64,6 +71,12 @@ func (p *Process) Wait() (unix.WaitStatus, error) {
 		done, waited = p.reap(unix.WNOHANG)
 		return done || waited != nil
 	})
+	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		// Go's poller could not watch it (epoll_ctl(2), ENOSPC), or it has been reaped.
+		if err = p.waitOnThread(late); err == nil {
+			_, waited = p.reap(0)
+		}
+	}
 	if err != nil || waited != nil {
 		return p.ended(errors.Join(err, waited))
 	}
@@ -103,16 +116,15 @@ func wait4(pid int, status *unix.WaitStatus, flags int) (int, error) {
 	}
 }
 
-// waitFor is Wait with a deadline: a process that overstays is killed, and the
-// error then wraps [os.ErrDeadlineExceeded].
+// waitFor is Wait with a deadline: a process that overstays, or cannot be waited
+// for, is killed, and for the former the error wraps [os.ErrDeadlineExceeded].
 func (p *Process) waitFor(timeout time.Duration) (unix.WaitStatus, error) {
+	var late time.Time
 	if timeout > 0 {
-		if err := p.pidfd.SetReadDeadline(time.Now().Add(timeout)); err != nil {
-			return 0, fmt.Errorf("wait for process %d: %w", p.pid, err)
-		}
+		late = time.Now().Add(timeout)
 	}
-	status, err := p.Wait()
-	if errors.Is(err, os.ErrDeadlineExceeded) {
+	status, err := p.waitUntil(late)
+	if err != nil {
 		p.kill()
 	}
 	return status, err
@@ -131,8 +143,7 @@ func (p *Process) kill() {
 // container traces is not there to be reaped until that has taken note (ptrace(2)),
 // which is waited for in the background: it ends with the pid namespace at the latest.
 func (p *Process) collect() {
-	_ = p.pidfd.SetReadDeadline(time.Now().Add(endTimeout))
-	if _, err := p.Wait(); errors.Is(err, os.ErrDeadlineExceeded) {
+	if _, err := p.waitUntil(time.Now().Add(endTimeout)); errors.Is(err, os.ErrDeadlineExceeded) {
 		_ = p.pidfd.SetReadDeadline(time.Time{})
 		go p.Wait()
 		return

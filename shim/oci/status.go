@@ -49,7 +49,9 @@ func (ct *container) status(p *launch.Process) (specs.ContainerState, error) {
 	if p.Ended() {
 		return specs.StateStopped, nil
 	}
-	if launch.Waiting(ct.dir, p.Pid()) {
+	if waits, err := launch.Waiting(ct.dir, p.Pid()); err != nil {
+		return "", err
+	} else if waits {
 		return specs.StateCreated, nil
 	}
 	if ct.inTheMaking(p) {
