@@ -50,13 +50,29 @@ func (h *Host) New(name string, res *specs.LinuxResources) (*Group, error) {
 // what is in it and remove it. One that exists must hold no process, in it or
 // below, or the error wraps [unix.EBUSY].
 func (h *Host) Claim(name string, res *specs.LinuxResources) (*Group, error) {
-	return h.create(name, res, func(dir string) error {
-		pids, err := procsBelow(dir)
-		if len(pids) > 0 {
-			return fmt.Errorf("%s is not empty: %d processes are in it: %w", dir, len(pids), unix.EBUSY)
+	return h.create(name, res, vacant)
+}
+
+// Vacant says by an error that wraps [unix.EBUSY] that [Host.Claim] would be
+// refused: for whoever writes down first what is to be claimed, and so killed.
+func (h *Host) Vacant(name string) error {
+	g := h.Load(name)
+	for i := range h.Trees {
+		if err := vacant(g.dir(&h.Trees[i])); err != nil {
+			return fmt.Errorf("create cgroup %s: %w", g.path, err)
 		}
-		return err
-	})
+	}
+	return nil
+}
+
+// vacant wants no process in a group's directory or below; one that does not exist
+// has none.
+func vacant(dir string) error {
+	pids, err := procsBelow(dir)
+	if len(pids) > 0 {
+		return fmt.Errorf("%s is not empty: %d processes are in it: %w", dir, len(pids), unix.EBUSY)
+	}
+	return err
 }
 
 // create makes the group; adopt is asked about each directory that is there.

@@ -12,6 +12,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/longshore/longshore/internal/atomicfile"
+	"github.com/longshore/longshore/internal/cgroup"
 	"github.com/longshore/longshore/internal/systemd"
 	"github.com/longshore/longshore/internal/undo"
 	"github.com/longshore/longshore/shim/bundle"
@@ -103,8 +104,17 @@ func (c *cli) request(id string, o createOptions) (r request, err error) {
 	return r, nil
 }
 
-// begin writes down what is going to be made.
+// begin writes down what is going to be made. A group that is a neighbour's is not
+// to be found there, should we die before it is refused: whoever clears away after
+// us ends what is in it.
 func (ct *container) begin(r request) error {
+	host, err := cgroup.Detect()
+	if err != nil {
+		return err
+	}
+	if err := host.Vacant(r.spec.Linux.CgroupsPath); err != nil {
+		return err
+	}
 	ct.record = record{
 		Version: r.spec.Version, ID: ct.ID, Bundle: r.dir, Rootfs: rootfs(r.dir, r.spec), Created: time.Now().UTC().Format(time.RFC3339Nano),
 		Owner: os.Getuid(), Cgroup: r.spec.Linux.CgroupsPath, NoProcess: r.noProcess, Annotations: r.spec.Annotations,

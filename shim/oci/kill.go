@@ -239,8 +239,10 @@ func (c *cli) destroy(ct *container) error {
 	if err == nil {
 		launched, err = ct.launched(spec, nil, c.warn)
 	}
-	if err != nil {
-		c.warn(err) // a damaged specification must not keep the rest
+	// A damaged specification must not keep the rest. It goes after all that it
+	// tells of: without, a removal has not come to its end.
+	if !errors.Is(err, os.ErrNotExist) {
+		c.warn(err)
 	}
 	return c.giveBack(ct, launched)
 }

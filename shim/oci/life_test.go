@@ -269,6 +269,11 @@ func TestMakerThatDied(t *testing.T) {
 				lock.Close()
 			} else {
 				f.fails("does not exist", "state", f.id)
+				f.create() // the name is free
+				f.ok("delete", "--force", f.id)
+				if err := os.MkdirAll(dir, 0o700); err != nil {
+					t.Fatal(err)
+				}
 			}
 			f.ok("delete", "--force", f.id)
 			if f.exists() {

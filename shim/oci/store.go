@@ -115,7 +115,7 @@ func checkID(id string) error {
 	return nil
 }
 
-// add makes the directory of a new container and locks it.
+// add makes the directory of a new container, or takes over what is none's, and locks it.
 func (c *cli) add(id string) (*container, error) {
 	if err := checkID(id); err != nil {
 		return nil, err
@@ -123,19 +123,57 @@ func (c *cli) add(id string) (*container, error) {
 	if err := os.MkdirAll(c.root, 0o711); err != nil {
 		return nil, err
 	}
-	ct := &container{dir: filepath.Join(c.root, id), record: record{ID: id}}
-	err := os.Mkdir(ct.dir, 0o700)
-	if errors.Is(err, os.ErrExist) {
-		return nil, fmt.Errorf("container with id %q exists already: %w", id, unix.EEXIST)
+	dir := filepath.Join(c.root, id)
+	for {
+		made := os.Mkdir(dir, 0o700)
+		if made != nil && !errors.Is(made, os.ErrExist) {
+			return nil, made
+		}
+		ct := &container{dir: dir, record: record{ID: id}}
+		err := ct.claim()
+		if err == nil {
+			return ct, nil
+		}
+		ct.unlock()
+		switch {
+		case errors.Is(err, errNotExist): // it has just been removed
+		case errors.Is(err, unix.EWOULDBLOCK), errors.Is(err, os.ErrExist):
+			return nil, fmt.Errorf("container with id %q exists already: %w", id, unix.EEXIST)
+		default:
+			if made == nil {
+				os.Remove(dir)
+			}
+			return nil, err
+		}
+	}
+}
+
+// claim locks a directory that is no container's: it is new, or has been left by a
+// create that died before it wrote the state, or by a delete that died after it had
+// removed that.
+func (ct *container) claim() error {
+	if err := ct.acquire(unix.LOCK_EX | unix.LOCK_NB); err != nil {
+		return err
+	}
+	locked, err := ct.lock.Stat()
+	if err != nil {
+		return err
+	}
+	now, err := os.Stat(ct.dir)
+	if errors.Is(err, os.ErrNotExist) || err == nil && !os.SameFile(locked, now) {
+		return errNotExist // removed, and maybe made anew, before it was locked
 	}
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if err := ct.acquire(unix.LOCK_EX); err != nil {
-		os.Remove(ct.dir)
-		return nil, err
+	_, err = os.Stat(ct.path(stateFile))
+	switch {
+	case err == nil:
+		return os.ErrExist
+	case errors.Is(err, os.ErrNotExist):
+		return nil
 	}
-	return ct, nil
+	return err
 }
 
 // open reads the state of a container.
@@ -217,7 +255,7 @@ func (ct *container) save() error {
 }
 
 // remove takes the directory away. The state goes last: until then the rest is
-// known to be there.
+// known to be there, and the name is taken.
 func (ct *container) remove() error {
 	names, err := os.ReadDir(ct.dir)
 	if errors.Is(err, os.ErrNotExist) {
@@ -233,7 +271,12 @@ func (ct *container) remove() error {
 			}
 		}
 	}
-	return os.RemoveAll(ct.dir)
+	for _, last := range []string{ct.path(stateFile), ct.dir} {
+		if err := os.Remove(last); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
 }
 
 // config reads the container's specification, as it was at create, and the text
