@@ -156,6 +156,7 @@ func (c *Container) Start() error {
 		return fmt.Errorf("start container %s: it was started or closed before: %w", c.id, unix.EALREADY)
 	}
 	if err := c.startHooks(); err != nil {
+		err = l.withEnd(err)
 		l.abort()
 		return fmt.Errorf("start container %s: %w", c.id, err)
 	}

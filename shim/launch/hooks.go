@@ -58,12 +58,8 @@ func (k *creation) rootHooks() error {
 		{"createContainer", h.CreateContainer, specs.StateCreating, k.current()},
 	} {
 		for _, hook := range stage.hooks {
-			err := k.c.runHook(stage.name, hook, stage.status, stage.member)
-			if err != nil && k.current().exited() { // which may be why
-				err = errors.Join(k.left(), err)
-			}
-			if err != nil {
-				return err
+			if err := k.c.runHook(stage.name, hook, stage.status, stage.member); err != nil {
+				return k.withEnd(err)
 			}
 		}
 	}

@@ -145,6 +145,15 @@ func (l *launching) left() error {
 	return fmt.Errorf("process ended while it was set up: status %d", proc.status.ExitStatus())
 }
 
+// withEnd adds to a failure of another process that the child has ended at its gate,
+// if it has, which may be why.
+func (l *launching) withEnd(err error) error {
+	if !l.current().exited() {
+		return err
+	}
+	return errors.Join(l.left(), err)
+}
+
 // start opens the last gate and waits for execve. The program is then done
 // with, in success and failure.
 func (l *launching) start() error {
