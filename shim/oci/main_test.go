@@ -27,6 +27,13 @@ func TestMain(m *testing.M) {
 	if os.Getenv(commandEnv) != "" {
 		os.Exit(Main(os.Args[1:]))
 	}
+	if run := map[string]func() error{"mind": mindInjected, "become": becomeInjected}[os.Getenv(injectEnv)]; run != nil {
+		if err := run(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	// Containers outlive the commands that make them: their processes come to
 	// us, as they come to Podman's monitor.
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
@@ -35,6 +42,7 @@ func TestMain(m *testing.M) {
 	}
 	code := m.Run()
 	os.Remove(probe)
+	os.Remove(shim)
 	os.Exit(code)
 }
 
@@ -80,6 +88,7 @@ type fixture struct {
 	id           string
 	spec         *specs.Spec
 	group        string
+	console      string // socket that takes terminals, for those who want one
 }
 
 func newFixture(t *testing.T, args ...string) *fixture {
