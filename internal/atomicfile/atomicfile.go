@@ -12,6 +12,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // Durability says what a completed write promises.
@@ -44,6 +46,31 @@ func Write(path string, data []byte, mode os.FileMode, d Durability) error {
 	}
 	if d == Durable {
 		return SyncDir(dir)
+	}
+	return nil
+}
+
+// Create makes the file at path, which does not exist, else the error is
+// [os.ErrExist]. A crash leaves nothing of it: it has no name until it is whole. It
+// is not synced. On a filesystem that has no such files it is [Write].
+func Create(path string, data []byte, mode os.FileMode) error {
+	fd, err := unix.Open(filepath.Dir(path), unix.O_TMPFILE|unix.O_WRONLY|unix.O_CLOEXEC, uint32(mode.Perm()))
+	if err == unix.EOPNOTSUPP || err == unix.EISDIR {
+		return Write(path, data, mode, Volatile)
+	}
+	if err != nil {
+		return &os.PathError{Op: "create", Path: path, Err: err}
+	}
+	f := os.NewFile(uintptr(fd), path)
+	defer f.Close()
+	if _, err = f.Write(data); err == nil {
+		err = f.Chmod(mode)
+	}
+	if err != nil {
+		return err
+	}
+	if err := unix.Linkat(unix.AT_FDCWD, fmt.Sprint("/proc/self/fd/", fd), unix.AT_FDCWD, path, unix.AT_SYMLINK_FOLLOW); err != nil {
+		return &os.PathError{Op: "create", Path: path, Err: err}
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package atomicfile
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -48,5 +49,26 @@ func TestReadJSONNamesTheFile(t *testing.T) {
 	err := ReadJSON(path, &v)
 	if err == nil || !filepath.IsAbs(path) {
 		t.Fatalf("ReadJSON of a torn file = %v", err)
+	}
+}
+
+func TestCreateIsOnlyForWhatIsNotThere(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "new")
+	if err := Create(path, []byte("first"), 0o640); err != nil {
+		t.Fatal(err)
+	}
+	if err := Create(path, []byte("second"), 0o640); err != nil && !errors.Is(err, os.ErrExist) {
+		t.Errorf("Create of what is there: %v", err)
+	}
+	if err := Create(filepath.Join(dir, "none", "such"), nil, 0o640); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("Create without a directory: %v", err)
+	}
+	info, err := os.Stat(path)
+	if err != nil || info.Mode().Perm() != 0o640 {
+		t.Errorf("mode = %v, %v; want 0640", info.Mode(), err)
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 1 {
+		t.Errorf("left behind: %v, %v", entries, err)
 	}
 }

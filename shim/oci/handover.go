@@ -1,6 +1,7 @@
 package oci
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -51,7 +52,12 @@ func (h *handOver) give(p *launch.Process) error {
 	}
 	if h.pidFile != "" {
 		// Without a newline: there are readers that take the file for a number.
-		return atomicfile.Write(h.pidFile, []byte(strconv.Itoa(p.Pid())), 0o644, atomicfile.Volatile)
+		pid := []byte(strconv.Itoa(p.Pid()))
+		err := atomicfile.Create(h.pidFile, pid, 0o644)
+		if errors.Is(err, os.ErrExist) {
+			err = atomicfile.Write(h.pidFile, pid, 0o644, atomicfile.Volatile)
+		}
+		return err
 	}
 	return nil
 }

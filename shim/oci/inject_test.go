@@ -334,6 +334,11 @@ func (f *fixture) leaks(in *injector, complain func(string, ...any)) {
 			complain("mounted: %s", line)
 		}
 	}
+	temps, _ := filepath.Glob(filepath.Join(f.bundle, ".tmp-*"))
+	if len(temps) > 0 {
+		complain("left %v", temps)
+	}
+	os.Remove(filepath.Join(f.bundle, "pid"))
 	_ = filepath.WalkDir(f.root, func(path string, d os.DirEntry, err error) error {
 		if err == nil && path != f.root && path != filepath.Join(f.root, filters) &&
 			(filepath.Dir(path) != filepath.Join(f.root, filters) || atomicfile.IsTemp(path)) {
@@ -341,4 +346,5 @@ func (f *fixture) leaks(in *injector, complain func(string, ...any)) {
 		}
 		return nil
 	})
+	os.RemoveAll(filepath.Join(f.root, filters)) // for the next to compile
 }

@@ -49,7 +49,9 @@ func Load(dir string, text []byte) (*Filter, error) {
 		return f, err
 	}
 	if err := os.MkdirAll(dir, 0o700); err == nil {
-		_ = atomicfile.Write(path, f.encode(), 0o600, atomicfile.Volatile)
+		if err := atomicfile.Create(path, f.encode(), 0o600); errors.Is(err, os.ErrExist) { // a damaged one
+			_ = atomicfile.Write(path, f.encode(), 0o600, atomicfile.Volatile)
+		}
 	}
 	return f, nil
 }
