@@ -32,7 +32,7 @@ const maxDeleted = 1 << 20
 
 // prepareRestore makes ready what a container that shall have the process of a
 // checkpoint needs at its start: its files, its changes of the root file
-// system, and the command line for criu. The checkpoint is read once and not
+// system, and the options for criu. The checkpoint is read once and not
 // needed afterwards.
 func (e *Engine) prepareRestore(ctx context.Context, p *pod, c *container, spec *specs.Spec, rootfs *api.Mount) error {
 	rec := c.snapshot()
@@ -65,8 +65,11 @@ func (e *Engine) prepareRestore(ctx context.Context, p *pod, c *container, spec 
 	if err := r.read(from); err != nil {
 		return err
 	}
-	request, err := r.request(e.criu, images, rootfs)
+	request, options, err := r.request(e.criu, images, rootfs)
 	if err != nil {
+		return err
+	}
+	if err := atomicfile.Write(filepath.Join(r.bundle, api.RestoreOptionsFile), options, 0o600, atomicfile.Volatile); err != nil {
 		return err
 	}
 	return atomicfile.WriteJSON(filepath.Join(r.bundle, api.RestoreFile), request, atomicfile.Volatile)
@@ -292,8 +295,8 @@ type restoration struct {
 	streams        [3]string
 }
 
-// streamName is what a checkpoint may call a stream: it becomes a part of
-// criu's command line.
+// streamName is what a checkpoint may call a stream: it becomes an option of
+// criu.
 var streamName = regexp.MustCompile(`^(pipe:\[\d+\]|file\[[0-9a-f]+:[0-9a-f]+\])$`)
 
 // read takes from a checkpoint what it needs of its node. One by another
@@ -360,21 +363,34 @@ func (r *restoration) sameMounts() error {
 	return nil
 }
 
-// request makes the shim's part.
-func (r *restoration) request(program *criu.Program, images string, rootfs *api.Mount) (*api.Restore, error) {
-	root := filepath.Join(r.bundle, "root")
-	out := &api.Restore{Cgroup: r.rec.CgroupPath, Mounts: []api.RestoreMount{{Type: rootfs.Type, Source: rootfs.Source, Options: rootfs.Options, Target: root}}}
-	var more []string
+// request makes the shim's part, and the options for criu.
+func (r *restoration) request(program *criu.Program, images string, rootfs *api.Mount) (*api.Restore, []byte, error) {
+	give := criu.Restore{Root: filepath.Join(r.bundle, "root")}
+	out := &api.Restore{Program: program.File(), Images: images, Cgroup: r.rec.CgroupPath,
+		Mounts: []api.RestoreMount{{Type: rootfs.Type, Source: rootfs.Source, Options: rootfs.Options, Target: give.Root}}}
 	for i, m := range r.mounts {
 		source, err := r.source(m, filepath.Join(r.bundle, "outer", strconv.Itoa(i)), out)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		if strings.ContainsAny(m.Name, "]:") || !filepath.IsAbs(m.Name) {
-			return nil, fmt.Errorf("%w: the checkpoint has a mount named %.100q", ErrInvalid, m.Name)
+			return nil, nil, fmt.Errorf("%w: the checkpoint has a mount named %.100q", ErrInvalid, m.Name)
 		}
-		more = append(more, "--external", "mnt["+m.Name+"]:"+source)
+		give.External = append(give.External, "mnt["+m.Name+"]:"+source)
 	}
+	r.namespaces(out, &give)
+	r.giveStreams(&give)
+	search, err := program.Path()
+	if err != nil {
+		return nil, nil, err
+	}
+	out.Env = []string{"PATH=" + search}
+	options, err := program.RestoreOptions(give)
+	return out, options, err
+}
+
+// namespaces names those that the process shall be in.
+func (r *restoration) namespaces(out *api.Restore, give *criu.Restore) {
 	for _, ns := range r.spec.Linux.Namespaces {
 		switch {
 		case ns.Type == specs.CgroupNamespace:
@@ -382,11 +398,15 @@ func (r *restoration) request(program *criu.Program, images string, rootfs *api.
 		case ns.Path == "":
 		case ns.Type == specs.NetworkNamespace:
 			out.NetNS = ns.Path
-			more = append(more, "--inherit-fd", fmt.Sprintf("fd[%d]:%s", api.RestoreNetNS, netNSName))
+			give.Inherit = append(give.Inherit, criu.Inherited{FD: api.RestoreNetNS, Name: netNSName})
 		case ns.Type == specs.IPCNamespace || ns.Type == specs.UTSNamespace:
-			more = append(more, "--join-ns", string(ns.Type)+":"+ns.Path)
+			give.Join = append(give.Join, criu.Joined{Kind: string(ns.Type), Path: ns.Path})
 		}
 	}
+}
+
+// giveStreams says what takes the place of the process's streams.
+func (r *restoration) giveStreams(give *criu.Restore) {
 	given := map[string]bool{}
 	for i, name := range r.streams {
 		fd := api.RestoreStdin + i
@@ -395,16 +415,9 @@ func (r *restoration) request(program *criu.Program, images string, rootfs *api.
 		}
 		if name != "" && !given[name] {
 			given[name] = true
-			more = append(more, "--inherit-fd", fmt.Sprintf("fd[%d]:%s", fd, name))
+			give.Inherit = append(give.Inherit, criu.Inherited{FD: fd, Name: name})
 		}
 	}
-	search, err := program.Path()
-	if err != nil {
-		return nil, err
-	}
-	out.Env = []string{"PATH=" + search}
-	out.Args = program.Restore(images, r.bundle, root, filepath.Join(r.bundle, api.RestorePidFile), more)
-	return out, nil
 }
 
 // source finds where the content of an outer mount is on this node; place is

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -10,10 +11,12 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/checkpoint-restore/go-criu/v7/rpc"
 	"github.com/longshore/longshore/engine/criu"
 	"github.com/longshore/longshore/shim/api"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
 )
 
 // checkpointDir makes a directory with files.
@@ -126,20 +129,17 @@ func TestRestoreGivesWhatIsTheNodes(t *testing.T) {
 	if err := r.read(from); err != nil {
 		t.Fatal(err)
 	}
-	got, err := r.request(criu.New("criu", t.TempDir()), "/images", &api.Mount{Type: "overlay", Source: "overlay", Options: []string{"lowerdir=/l"}})
+	got, options, err := r.request(criu.New("criu", t.TempDir()), "/images", &api.Mount{Type: "overlay", Source: "overlay", Options: []string{"lowerdir=/l"}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := []string{
-		"--external mnt[/etc/hosts]:/pod/hosts", "--external mnt[/volume]:/run/c/outer/1", "--external mnt[/sys/fs/cgroup]:/run/c/outer/2",
-		"--external mnt[/proc/kcore]:/dev/null", "--inherit-fd fd[7]:extRootNetNS", "--join-ns uts:/pod/uts",
-		"--inherit-fd fd[3]:file[1a:4]", "--inherit-fd fd[5]:pipe:[7]", "--inherit-fd fd[6]:pipe:[8]",
+		"external mnt[/etc/hosts]:/pod/hosts", "external mnt[/volume]:/run/c/outer/1", "external mnt[/sys/fs/cgroup]:/run/c/outer/2",
+		"external mnt[/proc/kcore]:/dev/null", "inherit fd[7]:extRootNetNS",
+		"inherit fd[3]:file[1a:4]", "inherit fd[5]:pipe:[7]", "inherit fd[6]:pipe:[8]", "join uts:/pod/uts",
 	}
-	args := strings.Join(got.Args, " ")
-	for _, w := range want {
-		if !strings.Contains(args, w) {
-			t.Errorf("no %s in %s", w, args)
-		}
+	if told := told(t, options); !slices.Equal(told, want) {
+		t.Errorf("criu is told %q", told)
 	}
 	if !got.NewCgroup || got.NetNS != "/pod/net" || got.Cgroup != "/pods/c" {
 		t.Errorf("%+v", got)
@@ -154,6 +154,25 @@ func TestRestoreGivesWhatIsTheNodes(t *testing.T) {
 	}
 }
 
+// told reads the options for criu that name what is the node's.
+func told(t *testing.T, options []byte) (all []string) {
+	t.Helper()
+	var opts rpc.CriuOpts
+	if err := (proto.UnmarshalOptions{AllowPartial: true}).Unmarshal(options, &opts); err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range opts.GetExternal() {
+		all = append(all, "external "+e)
+	}
+	for _, i := range opts.GetInheritFd() {
+		all = append(all, fmt.Sprintf("inherit fd[%d]:%s", i.GetFd(), i.GetKey()))
+	}
+	for _, j := range opts.GetJoinNs() {
+		all = append(all, "join "+j.GetNs()+":"+j.GetNsFile())
+	}
+	return all
+}
+
 func TestMountsMustBeTheCheckpoints(t *testing.T) {
 	all := `{"path": "/etc/hosts", "name": "/etc/hosts", "kind": "spec"}, {"path": "/volume", "name": "/volume", "kind": "spec"}`
 	for name, c := range map[string]struct{ mounts, want string }{
@@ -166,7 +185,7 @@ func TestMountsMustBeTheCheckpoints(t *testing.T) {
 		r := aRestoration()
 		err := r.read(checkpointDir(t, map[string]string{mountsDump: `{"mounts": [` + c.mounts + `]}`}))
 		if err == nil {
-			_, err = r.request(criu.New("criu", t.TempDir()), "/images", &api.Mount{})
+			_, _, err = r.request(criu.New("criu", t.TempDir()), "/images", &api.Mount{})
 		}
 		if !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v", name, err)
@@ -181,16 +200,16 @@ func FuzzRestoration(f *testing.F) {
 		if r.read(checkpointDir(t, map[string]string{"checkpoint/descriptors.json": streams, mountsDump: mounts})) != nil {
 			return
 		}
-		got, err := r.request(criu.New("criu", t.TempDir()), "/images", &api.Mount{})
+		_, options, err := r.request(criu.New("criu", t.TempDir()), "/images", &api.Mount{})
 		if err != nil {
 			return
 		}
 		known := []string{"/dev/null", "/pod/hosts", "/run/c/outer/"}
-		for i, arg := range got.Args {
-			if i == 0 || got.Args[i-1] != "--external" {
+		for _, arg := range told(t, options) {
+			_, source, ok := strings.Cut(arg, "]:")
+			if !ok || !strings.HasPrefix(arg, "external ") {
 				continue
 			}
-			_, source, _ := strings.Cut(arg, "]:")
 			if !slices.ContainsFunc(known, func(k string) bool { return strings.HasPrefix(source, k) }) {
 				t.Errorf("a checkpoint chose the source of %s", arg)
 			}

@@ -103,6 +103,33 @@ func (c *container) neverRan(exit api.Exit) {
 }
 
 func (c *container) runRestore() error {
+	options, err := os.ReadFile(filepath.Join(c.bundle, api.RestoreOptionsFile))
+	if err != nil {
+		return err
+	}
+	r, err := readRestore(c.bundle)
+	if err != nil {
+		return err
+	}
+	talk, err := openTalk(options, r.Images, c.bundle)
+	if err != nil {
+		return err
+	}
+	defer talk.close()
+	go talk.listen()
+	err = c.runCriu(talk.theirs)
+	pid, refused := talk.restored()
+	if err == nil {
+		err = refused
+	}
+	if err == nil {
+		err = c.launched.Adopt(pid)
+	}
+	return err
+}
+
+// runCriu runs the program that restores to its end. socket is for its protocol.
+func (c *container) runCriu(socket *os.File) error {
 	out, err := os.OpenFile(filepath.Join(c.bundle, "restore.out"), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
@@ -114,7 +141,7 @@ func (c *container) runRestore() error {
 	}
 	defer null.Close()
 	// The places that api.RestoreStdin and so on name.
-	files := []*os.File{null, out, out, null, null, null, null}
+	files := []*os.File{null, out, out, null, null, null, null, null, socket}
 	child := c.init.streams.child
 	for i, f := range []*os.File{child.Stdin, child.Stdout, child.Stderr} {
 		if f != nil {
@@ -128,17 +155,10 @@ func (c *container) runRestore() error {
 	late := time.AfterFunc(restoreLimit, func() { _ = p.Kill() })
 	state, err := p.Wait()
 	late.Stop()
-	if err != nil {
-		return err
+	if err == nil && !state.Success() {
+		err = fmt.Errorf("%v%s", state, ending(out))
 	}
-	if !state.Success() {
-		return fmt.Errorf("%v%s", state, ending(out))
-	}
-	pid, err := readPid(filepath.Join(c.bundle, api.RestorePidFile))
-	if err != nil {
-		return err
-	}
-	return c.launched.Adopt(pid)
+	return err
 }
 
 // ending quotes the end of a program's output.
@@ -152,12 +172,15 @@ func ending(out *os.File) string {
 	return ": " + strings.TrimSpace(string(buf[:n]))
 }
 
-func readPid(path string) (int, error) {
-	data, err := os.ReadFile(path)
+// readRestore reads what the daemon has decided.
+func readRestore(dir string) (*api.Restore, error) {
+	var r api.Restore
+	path := filepath.Join(dir, api.RestoreFile)
+	err := bundle.Visit(path, func(text []byte) error { return leanjson.Unmarshal(text, &r) })
 	if err != nil {
-		return 0, err
+		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	return strconv.Atoi(strings.TrimSpace(string(data)))
+	return &r, nil
 }
 
 // placeFile opens a file as descriptor place, which execve keeps. What had that
@@ -181,14 +204,9 @@ func placeFile(path string, place int) error {
 // becomeCriu is the process that restores: it does not return but with an
 // error.
 func becomeCriu(dir string) error {
-	var r api.Restore
-	path := filepath.Join(dir, api.RestoreFile)
-	err := bundle.Visit(path, func(text []byte) error { return leanjson.Unmarshal(text, &r) })
-	if err == nil && len(r.Args) == 0 {
-		err = errors.New("no program")
-	}
+	r, err := readRestore(dir)
 	if err != nil {
-		return fmt.Errorf("%s: %w", path, err)
+		return err
 	}
 	host, err := cgroup.Detect()
 	if err != nil {
@@ -218,6 +236,6 @@ func becomeCriu(dir string) error {
 			return err
 		}
 	}
-	err = unix.Exec(r.Args[0], r.Args, r.Env)
-	return &os.PathError{Op: "execute", Path: r.Args[0], Err: err}
+	err = unix.Exec(r.Program, []string{r.Program, "swrk", strconv.Itoa(api.RestoreSocket)}, r.Env)
+	return &os.PathError{Op: "execute", Path: r.Program, Err: err}
 }

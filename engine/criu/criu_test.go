@@ -6,31 +6,57 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/checkpoint-restore/go-criu/v7/rpc"
+	"github.com/longshore/longshore/engine/criu/criutest"
+	"google.golang.org/protobuf/proto"
 )
 
-func program(t *testing.T, script string) (*Program, string) {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "criu")
-	if err := os.WriteFile(path, []byte("#!/bin/sh\n"+script), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	return New(path, filepath.Join(t.TempDir(), "bin")), path
+func TestMain(m *testing.M) {
+	criutest.Main()
+	os.Setenv("GORACE", "atexit_sleep_ms=0") // else each criu with the race detector ends a second later
+	os.Exit(m.Run())
 }
 
-const good = `[ "$1" != --version ] || echo 'Version: 3.19'` + "\n"
+// program is a criu in a mode of criutest.
+func program(t *testing.T, mode string) (p *Program, dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	path, err := criutest.Install(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "criu.mode"), []byte(mode), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return New(path, filepath.Join(t.TempDir(), "bin")), dir
+}
+
+// stranger is a program that is no criu.
+func stranger(t *testing.T) (p *Program, dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	path := filepath.Join(dir, "criu")
+	if err := os.WriteFile(path, []byte("#!/bin/sh\necho hello\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return New(path, filepath.Join(t.TempDir(), "bin")), dir
+}
 
 func TestUsable(t *testing.T) {
-	for name, c := range map[string]struct{ script, want string }{
-		"good":         {good, ""},
-		"old":          {"echo 'Version: 3.15.1'", "3.15, and 3.16 is the oldest"},
-		"stranger":     {"echo hello", `says "hello`},
-		"not for this": {good + `[ "$1" = --version ] || { echo "(0.1) Error (a.c:1): no"; exit 3; }`, "exit status 3: Error (a.c:1): no"},
+	for name, c := range map[string]struct{ mode, want string }{
+		"good":         {"", ""},
+		"old":          {"3.15", "3.15, and 3.16 is the oldest"},
+		"stranger":     {"", `says "hello`},
+		"not for this": {"bad", "exit status 1: Error (vdso.c:1): no symbols"},
 	} {
-		p, _ := program(t, c.script)
+		p, _ := program(t, c.mode)
+		if name == "stranger" {
+			p, _ = stranger(t)
+		}
 		_, err := p.Usable(context.Background())
 		if c.want == "" {
 			if err != nil {
@@ -48,18 +74,28 @@ func TestUsable(t *testing.T) {
 }
 
 func TestUsableNoticesAnotherFile(t *testing.T) {
-	p, path := program(t, "echo 'Version: 2.0'")
+	p, dir := stranger(t)
 	if _, err := p.Usable(context.Background()); err == nil {
-		t.Fatal("an old one is usable")
+		t.Fatal("a stranger is usable")
 	}
-	if err := os.WriteFile(path, []byte("#!/bin/sh\n"+good), 0o755); err != nil {
+	if _, err := criutest.Install(dir); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := p.Usable(context.Background()); err != nil {
 		t.Error(err)
 	}
-	if got := p.Version(); !strings.HasPrefix(got, "criu 3.19 (/") {
+	if got := p.Version(); !strings.HasPrefix(got, "criu 3.17 (/") {
 		t.Error(got)
+	}
+}
+
+// waitFor returns when a file is there, or when the test is over.
+func waitFor(t *testing.T, path string) {
+	for t.Context().Err() == nil {
+		if _, err := os.Stat(path); err == nil {
+			return
+		}
+		time.Sleep(time.Millisecond)
 	}
 }
 
@@ -69,17 +105,20 @@ func TestSaveGivesUpInTime(t *testing.T) {
 	if err := os.Mkdir(images, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	p, _ := program(t, good+`case $1 in dump) while [ -d `+images+` ]; do sleep 0.01; done; touch `+dir+`/right; exit 1 ;; esac`)
+	p, node := program(t, "patient")
 	if _, err := p.Usable(context.Background()); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeoutCause(context.Background(), 50*time.Millisecond, errors.New("too long"))
-	defer cancel()
+	ctx, cancel := context.WithCancelCause(context.Background())
+	go func() {
+		waitFor(t, filepath.Join(images, "core-1.img"))
+		cancel(errors.New("too long"))
+	}()
 	err := p.Save(ctx, Dump{Images: images, Work: dir})
 	if err == nil || !strings.Contains(err.Error(), "too long") {
 		t.Error(err)
 	}
-	if _, err := os.Stat(filepath.Join(dir, "right")); err != nil {
+	if _, err := os.Stat(filepath.Join(node, "criu.right")); err != nil {
 		t.Error("criu could not put things right:", err)
 	}
 }
@@ -113,38 +152,47 @@ func TestSettleEndsWhatWasLeft(t *testing.T) {
 
 func TestSaveQuotesTheLog(t *testing.T) {
 	dir := t.TempDir()
-	log := "(0.1) fine\n(0.2) Error (x.c:7): cannot\n"
-	if err := os.WriteFile(filepath.Join(dir, DumpLog), []byte(log), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	p, _ := program(t, good+`case $1 in dump) exit 1 ;; esac`)
+	p, _ := program(t, "fail")
 	err := p.Save(context.Background(), Dump{Images: dir, Work: dir})
-	if err == nil || !strings.HasSuffix(err.Error(), "exit status 1: Error (x.c:7): cannot") {
+	if err == nil || !strings.HasSuffix(err.Error(), "exit status 1: Error (boom.c:1): it went wrong") {
 		t.Error(err)
 	}
 }
 
 func TestTheNetworkIsLeftAlone(t *testing.T) {
-	if got := networkLock([2]int{4, 0}); !slices.Equal(got, []string{"--network-lock", "skip"}) {
-		t.Error(got)
-	}
-	if got := networkLock([2]int{3, 18}); got != nil {
-		t.Error(got)
-	}
-	for version, found := range map[string]bool{"3.18": true, "3.19": false} {
+	for version, want := range map[string]string{"3.18": "network lock IPTABLES\nip6tables-restore OURS", "3.19": "network lock SKIP\n", "4.0": "network lock SKIP\n"} {
 		dir := t.TempDir()
-		p, _ := program(t, `case $1 in
---version) echo 'Version: `+version+`' ;;
-dump) command -v ip6tables-restore >`+dir+`/found; true ;;
-esac
-exit 0`)
+		p, node := program(t, version)
 		if err := p.Save(context.Background(), Dump{Images: dir, Work: dir}); err != nil {
 			t.Fatal(err)
 		}
-		got, err := os.ReadFile(filepath.Join(dir, "found"))
-		if ours := strings.HasPrefix(string(got), p.dir); ours != found || err != nil {
-			t.Errorf("criu %s finds %q, %v", version, got, err)
+		seen, err := os.ReadFile(filepath.Join(node, "criu.seen"))
+		want = strings.Replace(want, "OURS", p.dir, 1)
+		if err != nil || !strings.Contains(string(seen), want) {
+			t.Errorf("criu %s sees %q, want %q, %v", version, seen, want, err)
 		}
+		if ours := strings.Contains(string(seen), p.dir); ours != (version == "3.18") {
+			t.Errorf("criu %s finds %q", version, seen)
+		}
+	}
+}
+
+func TestRestoreOptionsAreCommon(t *testing.T) {
+	p, _ := program(t, "")
+	text, err := p.RestoreOptions(Restore{Root: "/root", External: []string{"mnt[/a]:/b"}, Inherit: []Inherited{{7, "net"}}, Join: []Joined{{"uts", "/pin"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var opts rpc.CriuOpts
+	if err := (proto.UnmarshalOptions{AllowPartial: true}).Unmarshal(text, &opts); err != nil {
+		t.Fatal(err)
+	}
+	if opts.ImagesDirFd != nil || opts.WorkDirFd != nil {
+		t.Error("the directories are the shim's to name")
+	}
+	if !opts.GetRstSibling() || !opts.GetTcpClose() || opts.GetManageCgroupsMode() != rpc.CriuCgMode_IGNORE || opts.GetRoot() != "/root" ||
+		opts.GetInheritFd()[0].GetFd() != 7 || opts.GetInheritFd()[0].GetKey() != "net" || opts.GetJoinNs()[0].GetNsFile() != "/pin" {
+		t.Error(opts.String())
 	}
 }
 

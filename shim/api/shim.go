@@ -165,32 +165,34 @@ type PrepareRequest struct {
 	Template string `pb:"1"`
 }
 
-// RestoreFile in a bundle is the JSON of a [Restore]; RestorePidFile is where
-// criu writes the id of the restored process.
+// RestoreFile in a bundle is the JSON of a [Restore]; RestoreOptionsFile has the
+// options for criu: the message criu_opts of its protocol without the directories.
 const (
-	RestoreFile    = "restore.json"
-	RestorePidFile = "restore.pid"
+	RestoreFile        = "restore.json"
+	RestoreOptionsFile = "restore.options"
 )
 
 // Descriptors of the program that restores: the node's null device, the
-// process's streams, or the null device for those that it has not, and the
-// network namespace.
+// process's streams, or the null device for those that it has not, the
+// network namespace, and the socket of criu's protocol.
 const (
 	RestoreNull = 3 + iota
 	RestoreStdin
 	RestoreStdout
 	RestoreStderr
 	RestoreNetNS
+	RestoreSocket
 )
 
 // Restore says how a container is restored from a checkpoint: in the control
-// group, with the mounts made, in their order, for it alone, Args is executed.
+// group, with the mounts made, in their order, for it alone, criu is executed.
 type Restore struct {
-	Args   []string       `json:"args"`
-	Env    []string       `json:"env,omitempty"` // NAME=VALUE
-	Cgroup string         `json:"cgroup"`        // below each hierarchy's root
-	Mounts []RestoreMount `json:"mounts,omitempty"`
-	NetNS  string         `json:"netNS,omitempty"` // path of its pin
+	Program string         `json:"program"`       // criu's path
+	Images  string         `json:"images"`        // directory of what it restores
+	Env     []string       `json:"env,omitempty"` // NAME=VALUE
+	Cgroup  string         `json:"cgroup"`        // below each hierarchy's root
+	Mounts  []RestoreMount `json:"mounts,omitempty"`
+	NetNS   string         `json:"netNS,omitempty"` // path of its pin
 	// NewCgroup gives it a cgroup namespace whose root that group is.
 	NewCgroup bool `json:"newCgroup,omitempty"`
 }

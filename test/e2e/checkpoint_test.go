@@ -13,24 +13,25 @@ import (
 	"strings"
 	"time"
 
+	"github.com/longshore/longshore/engine/criu/criutest"
 	"github.com/longshore/longshore/images/archive"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// criu FILE makes the daemons to come use FILE as criu; criu images lets images
-// be checkpoints.
-func criuVerb(s *session, _ context.Context, args []string, _ io.Writer) error {
-	if args[0] == "images" {
+// criu stand-in makes the daemons to come use a program that stands in for criu
+// and has its modes from the file criu.mode; criu images lets images be
+// checkpoints.
+func criuVerb(s *session, _ context.Context, args []string, _ io.Writer) (err error) {
+	switch args[0] {
+	case "images":
 		s.node.RestoreImages = true
-		return nil
+	case "stand-in":
+		s.node.Criu, err = criutest.Install(s.node.Path())
+	default:
+		err = fmt.Errorf("no such criu: %s", args[0])
 	}
-	data, err := os.ReadFile(args[0])
-	if err != nil {
-		return err
-	}
-	s.node.Criu = s.node.Path("criu")
-	return os.WriteFile(s.node.Criu, data, 0o755)
+	return err
 }
 
 // checkpoint [-t SECONDS] [-until FILE] NAME LOCATION saves a container. With

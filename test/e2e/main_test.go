@@ -12,6 +12,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/longshore/longshore/engine/criu/criutest"
 	"github.com/longshore/longshore/test/node"
 	"github.com/longshore/longshore/test/plugin"
 	"github.com/rogpeppe/go-internal/testscript"
@@ -22,7 +23,8 @@ import (
 var bin, image string
 
 func TestMain(m *testing.M) {
-	plugin.Main() // this binary is also the plugins of the scripts
+	plugin.Main()   // this binary is also the plugins of the scripts
+	criutest.Main() // and what stands in for criu
 	dir, err := os.MkdirTemp("", "longshore-e2e-")
 	if err == nil {
 		err = build(dir)
