@@ -246,10 +246,10 @@ func canRestore(h *Handler, pod *PodConfig, cfg *ContainerConfig) error {
 	switch ns := cfg.Security.Namespaces; {
 	case h.foreign():
 		return fmt.Errorf("%w: container %s is another runtime's, of handler %q", ErrState, cfg.Name, pod.Handler)
-	case cfg.TTY:
-		return fmt.Errorf("%w: container %s has a terminal, which cannot be restored", ErrState, cfg.Name)
 	case pod.Namespaces.User != nil:
-		return fmt.Errorf("%w: container %s is in its pod's user namespace, which cannot be restored", ErrState, cfg.Name)
+		// criu 3.17 saves it, and restores it in a user namespace of its own, whose
+		// root may not enter the network namespace that the pod's owns.
+		return fmt.Errorf("%w: container %s is in its pod's user namespace, in which criu cannot restore it", ErrState, cfg.Name)
 	case ns.PID != ModeContainer && (ns.PID != ModePod || pod.Namespaces.PID != ModeContainer):
 		return fmt.Errorf("%w: container %s shares its pid namespace, in which its process ids may be taken when it is restored", ErrState, cfg.Name)
 	}
@@ -297,7 +297,7 @@ func (e *Engine) save(ctx context.Context, t capture) error {
 	if err != nil {
 		return err
 	}
-	if err := e.criu.Save(ctx, criu.Dump{Pid: rec.Pid, Images: images, Work: t.dir, Freezer: freezer, External: external}); err != nil {
+	if err := e.criu.Save(ctx, criu.Dump{Pid: rec.Pid, Images: images, Work: t.dir, Freezer: freezer, External: external, Terminal: rec.Config.TTY}); err != nil {
 		return err
 	}
 	lower, err := e.lowerDirs(rec)

@@ -365,7 +365,7 @@ func (r *restoration) sameMounts() error {
 
 // request makes the shim's part, and the options for criu.
 func (r *restoration) request(program *criu.Program, images string, rootfs *api.Mount) (*api.Restore, []byte, error) {
-	give := criu.Restore{Root: filepath.Join(r.bundle, "root")}
+	give := criu.Restore{Root: filepath.Join(r.bundle, "root"), Terminal: r.rec.Config.TTY}
 	out := &api.Restore{Program: program.File(), Images: images, Cgroup: r.rec.CgroupPath,
 		Mounts: []api.RestoreMount{{Type: rootfs.Type, Source: rootfs.Source, Options: rootfs.Options, Target: give.Root}}}
 	for i, m := range r.mounts {

@@ -213,7 +213,7 @@ func TestCanRestore(t *testing.T) {
 	}{
 		"another runtime":  {handler: Handler{RuntimeType: "io.containerd.kata.v2"}, cfg: ContainerConfig{Security: own}},
 		"plain":            {cfg: ContainerConfig{Security: own}, ok: true},
-		"terminal":         {cfg: ContainerConfig{Security: own, TTY: true}},
+		"terminal":         {cfg: ContainerConfig{Security: own, TTY: true}, ok: true},
 		"user namespace":   {pod: PodConfig{Namespaces: Namespaces{User: &UserMap{}}}, cfg: ContainerConfig{Security: own}},
 		"pod's pids":       {pod: PodConfig{Namespaces: Namespaces{PID: ModePod}}, cfg: ContainerConfig{Security: Security{Namespaces: Namespaces{PID: ModePod}}}},
 		"pod's, not there": {pod: PodConfig{Namespaces: Namespaces{PID: ModeContainer}}, cfg: ContainerConfig{Security: Security{Namespaces: Namespaces{PID: ModePod}}}, ok: true},

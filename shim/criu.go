@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 
@@ -49,8 +50,9 @@ type criuTalk struct {
 	images, work *os.File
 	answered     chan struct{} // closed when all below is known
 
-	pid int
-	err error
+	pid     int
+	console *os.File // master of the terminal, if criu has handed one over
+	err     error
 }
 
 // openTalk makes the socket, on which the request waits for a criu.
@@ -101,7 +103,7 @@ func (t *criuTalk) listen() {
 func (t *criuTalk) serve() (pid int, err error) {
 	buf := make([]byte, maxCriuResponse)
 	for {
-		n, err := t.conn.Read(buf)
+		n, err := t.read(buf)
 		if err != nil {
 			return 0, fmt.Errorf("criu has not answered: %w", err)
 		}
@@ -123,12 +125,43 @@ func (t *criuTalk) serve() (pid int, err error) {
 	}
 }
 
-// restored gives the process that a criu has restored which has ended. What criu has said
+// read reads a response. The one descriptor that criu hands over is the master
+// of the terminal, with the notification orphan-pts-master.
+func (t *criuTalk) read(buf []byte) (n int, err error) {
+	oob := make([]byte, unix.CmsgSpace(4))
+	n, size, _, _, err := t.conn.ReadMsgUnix(buf, oob)
+	if err == nil && n == 0 {
+		err = io.EOF
+	}
+	if err != nil || size == 0 {
+		return n, err
+	}
+	messages, err := unix.ParseSocketControlMessage(oob[:size])
+	if err != nil {
+		return 0, err
+	}
+	for _, m := range messages {
+		fds, err := unix.ParseUnixRights(&m)
+		if err != nil {
+			return 0, err
+		}
+		for _, fd := range fds {
+			if t.console != nil {
+				t.console.Close()
+			}
+			t.console = os.NewFile(uintptr(fd), "console")
+		}
+	}
+	return n, nil
+}
+
+// restored gives the process that a criu has restored which has ended, and the
+// master of its terminal, which the caller owns from here on. What criu has said
 // can still be read; what it may have started does not keep anybody waiting.
-func (t *criuTalk) restored() (pid int, err error) {
+func (t *criuTalk) restored() (pid int, console *os.File, err error) {
 	_ = t.conn.CloseRead()
 	<-t.answered
-	return t.pid, t.err
+	return t.pid, t.console, t.err
 }
 
 func (t *criuTalk) close() {

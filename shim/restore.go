@@ -118,12 +118,15 @@ func (c *container) runRestore() error {
 	defer talk.close()
 	go talk.listen()
 	err = c.runCriu(talk.theirs)
-	pid, refused := talk.restored()
+	pid, console, refused := talk.restored()
 	if err == nil {
 		err = refused
 	}
 	if err == nil {
-		err = c.launched.Adopt(pid)
+		err = c.launched.Adopt(pid, console)
+	}
+	if err != nil && console != nil {
+		console.Close()
 	}
 	return err
 }

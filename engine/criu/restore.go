@@ -11,6 +11,7 @@ type Restore struct {
 	External []string
 	Inherit  []Inherited
 	Join     []Joined
+	Terminal bool // the client is handed the master of the process's terminal
 }
 
 // Inherited is a descriptor of criu that takes the place of what a dump calls so.
@@ -30,7 +31,7 @@ type Joined struct{ Kind, Path string }
 func (p *Program) RestoreOptions(r Restore) ([]byte, error) {
 	opts := common(p.known())
 	opts.Root, opts.LogFile, opts.RstSibling = proto.String(r.Root), proto.String(RestoreLog), proto.Bool(true)
-	opts.External = r.External
+	opts.External, opts.OrphanPtsMaster, opts.NotifyScripts = r.External, proto.Bool(r.Terminal), proto.Bool(r.Terminal)
 	for _, i := range r.Inherit {
 		opts.InheritFd = append(opts.InheritFd, &rpc.InheritFd{Key: proto.String(i.Name), Fd: proto.Int32(int32(i.FD))})
 	}

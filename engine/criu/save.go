@@ -24,6 +24,7 @@ type Dump struct {
 	Work     string // directory for the log and the statistics, which exists
 	Freezer  string // directory of the container's group that freezes: version 2's, or version 1's freezer
 	External []string
+	Terminal bool // one of the process's terminals has its master outside of the container
 }
 
 // common are the options that a dump and its restore share.
@@ -41,6 +42,7 @@ func common(version [2]int) *rpc.CriuOpts {
 func (d *Dump) options(version [2]int, images, work *os.File) *rpc.CriuOpts {
 	opts := common(version)
 	opts.Pid, opts.LeaveRunning, opts.FreezeCgroup, opts.External = proto.Int32(int32(d.Pid)), proto.Bool(true), proto.String(d.Freezer), d.External
+	opts.OrphanPtsMaster = proto.Bool(d.Terminal)
 	opts.ImagesDirFd, opts.WorkDirFd, opts.LogFile = proto.Int32(int32(images.Fd())), proto.Int32(int32(work.Fd())), proto.String(DumpLog)
 	return opts
 }

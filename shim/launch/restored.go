@@ -34,8 +34,9 @@ func Reserve(cfg Config) (*Container, error) {
 }
 
 // Adopt takes over the first process of a container that was reserved. It is
-// a child of this process and not reaped yet.
-func (c *Container) Adopt(pid int) error {
+// a child of this process and not reaped yet. console is the master of its
+// terminal, nil without one, and is taken over as well if there is no error.
+func (c *Container) Adopt(pid int, console *os.File) error {
 	pidfd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
 	if err != nil {
 		return fmt.Errorf("adopt process %d: %w", pid, err)
@@ -48,6 +49,7 @@ func (c *Container) Adopt(pid int) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.init, c.ns = newProcess(pid, pidfd), ns
+	c.init.console = console
 	c.mayTrace.Store(true) // the restored processes have what their images say
 	return nil
 }

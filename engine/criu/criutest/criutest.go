@@ -214,6 +214,9 @@ func (p *program) note(opts *rpc.CriuOpts) error {
 		fmt.Fprintln(&seen, "external", external)
 	}
 	fmt.Fprintln(&seen, "network lock", opts.GetNetworkLock())
+	if opts.GetOrphanPtsMaster() {
+		fmt.Fprintln(&seen, "terminal")
+	}
 	if found, err := exec.LookPath("ip6tables-restore"); err == nil {
 		fmt.Fprintln(&seen, "ip6tables-restore", found)
 	}
