@@ -250,8 +250,8 @@ func canRestore(h *Handler, pod *PodConfig, cfg *ContainerConfig) error {
 		// criu 3.17 saves it, and restores it in a user namespace of its own, whose
 		// root may not enter the network namespace that the pod's owns.
 		return fmt.Errorf("%w: container %s is in its pod's user namespace, in which criu cannot restore it", ErrState, cfg.Name)
-	case ns.PID != ModeContainer && (ns.PID != ModePod || pod.Namespaces.PID != ModeContainer):
-		return fmt.Errorf("%w: container %s shares its pid namespace, in which its process ids may be taken when it is restored", ErrState, cfg.Name)
+	case ns.PID != ModeContainer && (ns.PID != ModePod || pod.Namespaces.PID == ModeHost):
+		return fmt.Errorf("%w: container %s has process ids of the node or of another container, which may be taken when it is restored", ErrState, cfg.Name)
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -20,7 +21,10 @@ import (
 type surroundings struct {
 	Mounts  []outerMount `json:"mounts"`
 	Streams [3]string    `json:"-"` // what stdin, stdout and stderr are, as /proc shows them; a file of the host as "file[MOUNT:INODE]"
-	netNS   string       // inode of a network namespace that is not the node's, else ""
+	// SharedPids says that its process ids are its pod's.
+	SharedPids bool   `json:"sharedPids,omitempty"`
+	netNS      string // inode of a network namespace that is not the node's, else ""
+	pidNS      string // inode of a shared pid namespace, else ""
 }
 
 // outerMount is a mount whose content comes from outside the container.
@@ -44,9 +48,12 @@ type mountLine struct {
 	root, path, fsType string
 }
 
-// netNSName is how criu knows the pod's network namespace: runc's and crun's
-// name, so that each restores what the others have saved.
-const netNSName = "extRootNetNS"
+// How criu knows the pod's namespaces: runc's and crun's names, so that each
+// restores what the others have saved.
+const (
+	netNSName = "extRootNetNS"
+	pidNSName = "extRootPidNS"
+)
 
 // look reads what a restore of a frozen process has to supply.
 func look(pid int, spec *specs.Spec) (*surroundings, error) {
@@ -64,17 +71,44 @@ func look(pid int, spec *specs.Spec) (*surroundings, error) {
 	if err := s.readStreams(dir, lines); err != nil {
 		return nil, err
 	}
-	var own, theirs unix.Stat_t
-	if err := unix.Stat("/proc/self/ns/net", &own); err != nil {
-		return nil, fmt.Errorf("stat own network namespace: %w", err)
-	}
-	if err := unix.Stat(dir+"/ns/net", &theirs); err != nil {
-		return nil, fmt.Errorf("stat network namespace of process %d: %w", pid, err)
-	}
-	if own.Ino != theirs.Ino {
-		s.netNS = strconv.FormatUint(theirs.Ino, 10)
+	if err := s.lookAtNamespaces(dir, spec); err != nil {
+		return nil, err
 	}
 	return s, nil
+}
+
+// lookAtNamespaces notes which of the process's are its pod's. dir is the
+// process's of procfs.
+func (s *surroundings) lookAtNamespaces(dir string, spec *specs.Spec) error {
+	own, err := nsInode("/proc/self/ns/net")
+	if err != nil {
+		return err
+	}
+	theirs, err := nsInode(dir + "/ns/net")
+	if err != nil {
+		return err
+	}
+	if own != theirs {
+		s.netNS = theirs
+	}
+	if s.SharedPids = sharesPids(spec); s.SharedPids {
+		s.pidNS, err = nsInode(dir + "/ns/pid")
+	}
+	return err
+}
+
+// nsInode gives the number by which criu knows a namespace.
+func nsInode(path string) (string, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return "", &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	return strconv.FormatUint(st.Ino, 10), nil
+}
+
+// sharesPids says whether a container has the process ids of its pod.
+func sharesPids(spec *specs.Spec) bool {
+	return slices.ContainsFunc(spec.Linux.Namespaces, func(ns specs.LinuxNamespace) bool { return ns.Type == specs.PIDNamespace && ns.Path != "" })
 }
 
 // maxMountLine bounds one line of mountinfo.
@@ -241,6 +275,9 @@ func (s *surroundings) external() ([]string, error) {
 	}
 	if s.netNS != "" {
 		out = append(out, "net["+s.netNS+"]:"+netNSName)
+	}
+	if s.pidNS != "" {
+		out = append(out, "pid["+s.pidNS+"]:"+pidNSName)
 	}
 	named := map[string]bool{}
 	for _, name := range s.Streams {

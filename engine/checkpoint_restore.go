@@ -328,6 +328,9 @@ func (r *restoration) read(from *os.Root) error {
 	if err := json.Unmarshal(data, &dumped); err != nil {
 		return fmt.Errorf("%w: %s: %w", ErrInvalid, mountsDump, err)
 	}
+	if shares := sharesPids(r.spec); shares != dumped.SharedPids {
+		return fmt.Errorf("%w: whether it has process ids of its own: the container says %v, its checkpoint %v", ErrInvalid, !shares, !dumped.SharedPids)
+	}
 	r.mounts = dumped.Mounts
 	return r.sameMounts()
 }
@@ -399,6 +402,9 @@ func (r *restoration) namespaces(out *api.Restore, give *criu.Restore) {
 		case ns.Type == specs.NetworkNamespace:
 			out.NetNS = ns.Path
 			give.Inherit = append(give.Inherit, criu.Inherited{FD: api.RestoreNetNS, Name: netNSName})
+		case ns.Type == specs.PIDNamespace:
+			out.PIDNS = ns.Path
+			give.Inherit = append(give.Inherit, criu.Inherited{FD: api.RestorePIDNS, Name: pidNSName})
 		case ns.Type == specs.IPCNamespace || ns.Type == specs.UTSNamespace:
 			give.Join = append(give.Join, criu.Joined{Kind: string(ns.Type), Path: ns.Path})
 		}

@@ -193,6 +193,29 @@ func TestMountsMustBeTheCheckpoints(t *testing.T) {
 	}
 }
 
+func TestSharedPidsMustBeTheCheckpoints(t *testing.T) {
+	const mounts = `"mounts": [{"path": "/etc/hosts", "name": "/etc/hosts", "kind": "spec"}, {"path": "/volume", "name": "/volume", "kind": "spec"}]`
+	r := aRestoration()
+	shared := checkpointDir(t, map[string]string{mountsDump: `{"sharedPids": true, ` + mounts + `}`})
+	if err := r.read(shared); !errors.Is(err, ErrInvalid) {
+		t.Errorf("the container has process ids of its own: %v", err)
+	}
+	r.spec.Linux.Namespaces = append(r.spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.PIDNamespace, Path: "/pod/pid"})
+	if err := r.read(checkpointDir(t, map[string]string{mountsDump: `{` + mounts + `}`})); !errors.Is(err, ErrInvalid) {
+		t.Errorf("the checkpoint has process ids of its own: %v", err)
+	}
+	if err := r.read(shared); err != nil {
+		t.Fatal(err)
+	}
+	got, options, err := r.request(criu.New("criu", t.TempDir()), "/images", &api.Mount{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if told := told(t, options); got.PIDNS != "/pod/pid" || !slices.Contains(told, "inherit fd[9]:extRootPidNS") {
+		t.Errorf("criu is told %q, and has %q", told, got.PIDNS)
+	}
+}
+
 func FuzzRestoration(f *testing.F) {
 	f.Add(`["file[1a:4]", "pipe:[7]"]`, `{"mounts": [{"path": "/etc/hosts", "name": "/etc/hosts", "kind": "spec"}]}`)
 	f.Fuzz(func(t *testing.T, streams, mounts string) {

@@ -116,7 +116,7 @@ func (d *podDump) match(from string, pod PodConfig, containers []ContainerConfig
 		}
 		saved[m.Config.Name] = m
 	}
-	if pod.Namespaces.Network != d.Pod.Namespaces.Network || pod.Namespaces.IPC != d.Pod.Namespaces.IPC {
+	if pod.Namespaces.Network != d.Pod.Namespaces.Network || pod.Namespaces.IPC != d.Pod.Namespaces.IPC || pod.Namespaces.PID != d.Pod.Namespaces.PID {
 		return nil, fmt.Errorf("%w: the pod has other namespaces than its checkpoint", ErrInvalid)
 	}
 	if len(containers) == 0 {

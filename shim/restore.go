@@ -144,7 +144,7 @@ func (c *container) runCriu(socket *os.File) error {
 	}
 	defer null.Close()
 	// The places that api.RestoreStdin and so on name.
-	files := []*os.File{null, out, out, null, null, null, null, null, socket}
+	files := []*os.File{null, out, out, null, null, null, null, null, socket, null}
 	child := c.init.streams.child
 	for i, f := range []*os.File{child.Stdin, child.Stdout, child.Stderr} {
 		if f != nil {
@@ -234,8 +234,11 @@ func becomeCriu(dir string) error {
 			return err
 		}
 	}
-	if r.NetNS != "" {
-		if err := placeFile(r.NetNS, api.RestoreNetNS); err != nil {
+	for place, path := range map[int]string{api.RestoreNetNS: r.NetNS, api.RestorePIDNS: r.PIDNS} {
+		if path == "" {
+			continue
+		}
+		if err := placeFile(path, place); err != nil {
 			return err
 		}
 	}

@@ -174,7 +174,7 @@ const (
 
 // Descriptors of the program that restores: the node's null device, the
 // process's streams, or the null device for those that it has not, the
-// network namespace, and the socket of criu's protocol.
+// network namespace, the socket of criu's protocol, and the pid namespace.
 const (
 	RestoreNull = 3 + iota
 	RestoreStdin
@@ -182,6 +182,7 @@ const (
 	RestoreStderr
 	RestoreNetNS
 	RestoreSocket
+	RestorePIDNS
 )
 
 // Restore says how a container is restored from a checkpoint: in the control
@@ -193,6 +194,7 @@ type Restore struct {
 	Cgroup  string         `json:"cgroup"`        // below each hierarchy's root
 	Mounts  []RestoreMount `json:"mounts,omitempty"`
 	NetNS   string         `json:"netNS,omitempty"` // path of its pin
+	PIDNS   string         `json:"pidNS,omitempty"` // likewise; of a shared one
 	// NewCgroup gives it a cgroup namespace whose root that group is.
 	NewCgroup bool `json:"newCgroup,omitempty"`
 }
