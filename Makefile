@@ -1,5 +1,5 @@
 # Every target is a script in hack/, which can be run without make.
-.PHONY: nightly all demo test race test-root units conformance conformance-oci callers bench bench-launch fuzz test-v2 test-systemd test-arm64 test-arm64-vm
+.PHONY: nightly all demo test race test-root units conformance conformance-oci callers bench bench-launch fuzz test-v2 test-systemd test-selinux test-arm64 test-arm64-vm
 
 all:
 	hack/build.sh
@@ -27,6 +27,8 @@ test-v2:
 	hack/test-v2.sh
 test-systemd:
 	hack/test-systemd.sh
+test-selinux:
+	hack/test-selinux.sh
 test-arm64:
 	hack/test-arm64.sh
 test-arm64-vm:

@@ -15,6 +15,11 @@ test/vm/kernel.sh "$vm/kernel" cloud-amd64
 test/vm/tests.sh "$vm/tests"
 test/vm/root.sh "$vm/root" "$vm/kernel"
 if command -v criu >/dev/null; then test/vm/criu.sh "$vm/root"; fi
+if [ -n "${SELINUX:-}" ]; then
+	hack/need.sh secilc:secilc
+	test/vm/selinux.sh "$vm/root"
+	export APPEND="security=selinux selinux=1 ${APPEND:-}"
+fi
 cp -al "$vm/tests/." "$vm/root/tests/"
 test/vm/boot.sh "$vm/kernel" "$vm/root" "$vm/out" /usr/sbin/machine
 exec test/vm/summary.sh "$vm/out" "$vm/tests/list"

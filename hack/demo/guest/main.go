@@ -28,7 +28,7 @@ var commands = map[string]func(args []string) error{
 	"ls": ls, "env": env, "id": id, "ps": ps, "hostname": hostname, "exit": exit, "stubborn": stubborn, "eat": eat,
 	"status": status, "lines": lines, "upper": upper, "tty": tty, "true": succeed, "false": fail, "err": stderr, "crash": crash,
 	"echoserver": echoServer, "flood": flood, "spawn": spawn,
-	"breed": breed, "winsize": winsize, "mount": mount, "owner": owner, "cwd": cwd,
+	"breed": breed, "winsize": winsize, "mount": mount, "owner": owner, "cwd": cwd, "label": label,
 }
 
 func main() {
@@ -212,6 +212,19 @@ func owner(args []string) error {
 			return &os.PathError{Op: "stat", Path: name, Err: err}
 		}
 		fmt.Println(st.Uid, st.Gid, os.FileMode(st.Mode&0o777))
+	}
+	return nil
+}
+
+// label prints the SELinux labels of files.
+func label(args []string) error {
+	for _, name := range args {
+		buf := make([]byte, 256)
+		n, err := unix.Lgetxattr(name, "security.selinux", buf)
+		if err != nil {
+			return &os.PathError{Op: "label", Path: name, Err: err}
+		}
+		fmt.Println(name, strings.TrimRight(string(buf[:n]), "\x00"))
 	}
 	return nil
 }
