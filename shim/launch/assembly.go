@@ -240,6 +240,24 @@ func (a *assembly) idmap(s *source) error {
 	return mapIDs(s.fd, uids, gids, s.opts.recIDMap)
 }
 
+// labelled adds SELinux's label of the container's own mounts to the options of one.
+func (a *assembly) labelled(options []string) []string {
+	if a.spec.Linux == nil || a.spec.Linux.MountLabel == "" {
+		return options
+	}
+	return append(options, "context="+a.spec.Linux.MountLabel)
+}
+
+// labelQueues gives an mqueue that the child has made the label of the
+// container's mounts. It is there as long as its IPC namespace, and takes none
+// when it is mounted. The host's is not the container's.
+func (a *assembly) labelQueues(s *source) error {
+	if s.spec.Type != "mqueue" || a.spec.Linux.MountLabel == "" || a.own&unix.CLONE_NEWIPC == 0 {
+		return nil
+	}
+	return unix.Setxattr(fdPath(s.fd), "security.selinux", []byte(a.spec.Linux.MountLabel), 0)
+}
+
 // translateIDs turns the ids in a filesystem's options, which are the
 // container's, into the host's, and makes the container's root the owner of a
 // tmpfs. The parent mounts these for a user namespace as well: device nodes
@@ -248,9 +266,7 @@ func (a *assembly) translateIDs(s *source) error {
 	if s.spec.Type != "tmpfs" && s.spec.Type != "devpts" && s.spec.Type != "overlay" {
 		return nil
 	}
-	if a.spec.Linux != nil && a.spec.Linux.MountLabel != "" {
-		s.opts.data = append(s.opts.data, "context="+a.spec.Linux.MountLabel)
-	}
+	s.opts.data = a.labelled(s.opts.data)
 	if s.spec.Type == "overlay" {
 		return nil
 	}
@@ -306,7 +322,7 @@ func (a *assembly) assemble(made []int) (err error) {
 		s := &a.sources[i]
 		if s.child >= 0 {
 			s.fd = made[s.child]
-			if err := s.opts.applyTo(s.fd, false); err != nil {
+			if err := errors.Join(a.labelQueues(s), s.opts.applyTo(s.fd, false)); err != nil {
 				return fmt.Errorf("mount %s at %s: %w", s.spec.Type, s.spec.Destination, err)
 			}
 		}

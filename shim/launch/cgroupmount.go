@@ -20,7 +20,7 @@ func (a *assembly) cgroups(s *source) error {
 		return err
 	}
 	defer unix.Close(target)
-	s.fd, err = newFilesystem("tmpfs", "tmpfs", []string{"mode=755", "size=64k"}, 0)
+	s.fd, err = newFilesystem("tmpfs", "tmpfs", a.labelled([]string{"mode=755", "size=64k"}), 0)
 	if err != nil {
 		return err
 	}

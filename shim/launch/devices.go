@@ -285,7 +285,7 @@ func (a *assembly) mask(name string, null int) error {
 	}
 	var mount int
 	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
-		mount, err = newFilesystem("tmpfs", "tmpfs", []string{"size=4k", "nr_inodes=2", "mode=755"},
+		mount, err = newFilesystem("tmpfs", "tmpfs", a.labelled([]string{"size=4k", "nr_inodes=2", "mode=755"}),
 			unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
 	} else {
 		mount, err = cloneMount(null, false)

@@ -142,6 +142,8 @@ func probe(args []string) {
 			err := unix.Lstat(name, &st)
 			fmt.Printf("%s mode=%o dev=%d:%d uid=%d gid=%d err=%v\n", name, st.Mode, unix.Major(st.Rdev), unix.Minor(st.Rdev), st.Uid, st.Gid, err)
 		}
+	case "labels":
+		labelsInside(args[1:])
 	case "seize":
 		seize(args[1])
 	case "stop":

@@ -327,7 +327,11 @@ func (b *builder) execError(pl *plan) error {
 			break
 		}
 	}
-	return commandError(pl.args[0], best)
+	err := commandError(pl.args[0], best)
+	if pl.selinux != "" && (best == unix.EACCES || best == unix.EPERM) {
+		return fmt.Errorf("%w (with SELinux label %s)", err, pl.selinux)
+	}
+	return err
 }
 
 // commandError says that a command cannot be run.

@@ -38,7 +38,7 @@ type SandboxConfig struct {
 	Scope *systemd.Scope
 	// ShmSize is the size of shm in bytes; 0 makes none.
 	ShmSize int64
-	// MountLabel is SELinux's label of what is in shm, "" for the kernel's choice.
+	// MountLabel is SELinux's label of shm, "" for the kernel's choice.
 	MountLabel string
 }
 
@@ -174,9 +174,6 @@ func (s *sandbox) shm() error {
 		return err
 	}
 	options := []string{"mode=1777", "size=" + strconv.FormatInt(s.cfg.ShmSize, 10)}
-	if s.cfg.MountLabel != "" {
-		options = append(options, "context="+s.cfg.MountLabel)
-	}
 	if uid, ok := hostID(s.cfg.UIDMappings, 0); ok && uid != 0 {
 		options = append(options, "uid="+strconv.FormatUint(uint64(uid), 10))
 	}
@@ -188,6 +185,12 @@ func (s *sandbox) shm() error {
 		return err
 	}
 	defer unix.Close(mount)
+	if s.cfg.MountLabel != "" {
+		// Not as an option: containers of the pod may have other labels.
+		if err := unix.Setxattr(fdPath(mount), "security.selinux", []byte(s.cfg.MountLabel), 0); err != nil {
+			return fmt.Errorf("label shared memory %s: %w", s.cfg.MountLabel, err)
+		}
+	}
 	return unix.MoveMount(mount, "", unix.AT_FDCWD, dir, unix.MOVE_MOUNT_F_EMPTY_PATH)
 }
 

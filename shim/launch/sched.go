@@ -231,6 +231,8 @@ func (b *builder) labels(pl *plan, procfs uintptr) {
 	}
 	if pl.selinux != "" {
 		b.writeFile(opName{"set SELinux label", pl.selinux}, procfs, "thread-self/attr/exec", pl.selinux)
+		// The session keyring that is made here is the container's.
+		b.writeFile(opName{"set SELinux label of keys", pl.selinux}, procfs, "thread-self/attr/keycreate", pl.selinux)
 	}
 }
 
