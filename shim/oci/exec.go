@@ -1,6 +1,7 @@
 package oci
 
 import (
+	"cmp"
 	"fmt"
 	"strconv"
 	"strings"
@@ -174,6 +175,9 @@ func (o *execOptions) process(spec *specs.Spec, command []string) (*specs.Proces
 		var p specs.Process
 		if err := readJSONFile(o.file, &p); err != nil {
 			return nil, err
+		}
+		if of := spec.Process; of != nil { // what it runs beside confines it too
+			p.ApparmorProfile, p.SelinuxLabel = cmp.Or(p.ApparmorProfile, of.ApparmorProfile), cmp.Or(p.SelinuxLabel, of.SelinuxLabel)
 		}
 		return &p, nil
 	}

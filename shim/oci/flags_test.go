@@ -200,6 +200,17 @@ func TestProcessOfExec(t *testing.T) {
 		!slices.Contains(p.Capabilities.Permitted, "CAP_CHOWN") || slices.Contains(p.Capabilities.Inheritable, "CAP_CHOWN") {
 		t.Errorf("%+v %+v", p, p.Capabilities)
 	}
+	// A process of a file has the labels of what it runs beside, if it names none.
+	o = execOptions{file: filepath.Join(t.TempDir(), "process.json")}
+	spec.Process.ApparmorProfile, spec.Process.SelinuxLabel = "profile", "label"
+	for text, want := range map[string][2]string{`{}`: {"profile", "label"}, `{"apparmorProfile": "a", "selinuxLabel": "s"}`: {"a", "s"}} {
+		if err := os.WriteFile(o.file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if p, err := o.process(spec, nil); err != nil || p.ApparmorProfile != want[0] || p.SelinuxLabel != want[1] {
+			t.Errorf("%s: %+v, %v", text, p, err)
+		}
+	}
 	if slices.Contains(spec.Process.Env, "A=1") || slices.Contains(spec.Process.Capabilities.Permitted, "CAP_CHOWN") {
 		t.Error("the container's own process has changed")
 	}

@@ -52,6 +52,18 @@ func main() {
 			name, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
 			fmt.Println(fd, strings.HasPrefix(name, "/dev/pts/") || name == "/dev/console", err)
 		}
+	case "labels": // SELinux's, of itself and of files
+		data, _ := os.ReadFile("/proc/self/attr/current")
+		fmt.Println(strings.TrimRight(string(data), "\x00\n"))
+		for _, name := range args[1:] {
+			buf := make([]byte, 256)
+			n, err := syscall.Getxattr(name, "security.selinux", buf)
+			if err != nil {
+				fmt.Println(err)
+				continue
+			}
+			fmt.Println(strings.TrimRight(string(buf[:n]), "\x00"))
+		}
 	case "fds":
 		names, _ := filepath.Glob("/proc/self/fd/*")
 		sort.Strings(names)
