@@ -100,7 +100,7 @@ func criIDMaps(maps []engine.IDMap) []*runtimeapi.IDMapping {
 }
 
 func selinux(o *runtimeapi.SELinuxOption) *engine.SELinux {
-	if o == nil {
+	if o.GetUser()+o.GetRole()+o.GetType()+o.GetLevel() == "" {
 		return nil
 	}
 	return &engine.SELinux{User: o.User, Role: o.Role, Type: o.Type, Level: o.Level}

@@ -201,7 +201,7 @@ func (e *Engine) sandboxOf(p Pod) *api.Sandbox {
 	}
 	if s.NewIPC {
 		s.ShmSize = e.cfg.ShmSize
-		if e.host.seLinux && cfg.SELinux != nil && !cfg.Privileged {
+		if e.host.seLinux && cfg.SELinux != nil {
 			s.MountLabel = fileLabel(cfg.SELinux)
 		}
 	}
@@ -259,6 +259,9 @@ func (e *Engine) checkPod(cfg *PodConfig) error {
 	}
 	if cfg.LogDir != "" && !filepath.IsAbs(cfg.LogDir) {
 		return fmt.Errorf("%w: log directory %q is not absolute", ErrInvalid, cfg.LogDir)
+	}
+	if err := e.checkLabel(cfg.SELinux); err != nil {
+		return err
 	}
 	if cfg.DNS != nil {
 		for _, word := range slices.Concat(cfg.DNS.Servers, cfg.DNS.Searches, cfg.DNS.Options) {
@@ -431,9 +434,9 @@ func (e *Engine) writePodFiles(dir string, cfg *PodConfig) error {
 		if err := os.WriteFile(filepath.Join(dir, name), data, 0o644); err != nil {
 			return err
 		}
-		if e.host.seLinux && cfg.SELinux != nil && !cfg.Privileged {
-			if err := relabel(filepath.Join(dir, name), fileLabel(cfg.SELinux)); err != nil {
-				return err
+		if e.host.seLinux && cfg.SELinux != nil {
+			if err := setLabel(filepath.Join(dir, name), fileLabel(cfg.SELinux)); err != nil {
+				return fmt.Errorf("label %s of pod: %w", name, err)
 			}
 		}
 	}

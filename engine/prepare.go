@@ -36,6 +36,9 @@ func (e *Engine) prepare(p Pod, c *container, h *Handler) (*specs.Spec, *api.Mou
 	if in.SandboxPid, err = e.sandboxPid(&p); err != nil {
 		return nil, nil, err
 	}
+	if err := e.resolveSELinux(in); err != nil {
+		return nil, nil, err
+	}
 	if err := e.resolveOnHost(in, c); err != nil {
 		return nil, nil, err
 	}
@@ -61,7 +64,7 @@ func (e *Engine) prepare(p Pod, c *container, h *Handler) (*specs.Spec, *api.Mou
 	}
 	rootfs, err := e.overlay(c.id, lower, p.Config.Namespaces.User)
 	if err == nil {
-		rootfs.Options = labelled(rootfs.Options, spec.Linux.MountLabel)
+		rootfs.Options = labelled(rootfs.Options, spec.Linux.MountLabel, h)
 	}
 	return spec, rootfs, err
 }

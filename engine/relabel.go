@@ -11,20 +11,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// fileLabel is the SELinux label of files that a container with a label may
-// use: the targeted policy's type, at the container's level.
-func fileLabel(l *SELinux) string {
-	level := "s0"
-	if l != nil && l.Level != "" {
-		level = l.Level
-	}
-	return "system_u:object_r:container_file_t:" + level
-}
-
 // neverRelabelled are the system's own directories: with a container's label on
 // them the host does not work any more.
-var neverRelabelled = []string{"/", "/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/lib64", "/opt", "/proc", "/root", "/run", "/sbin", "/srv",
-	"/sys", "/tmp", "/usr", "/var"}
+var neverRelabelled = []string{"/", "/bin", "/boot", "/dev", "/etc", "/etc/passwd", "/etc/pki", "/etc/shadow", "/home", "/lib", "/lib64", "/media", "/opt",
+	"/proc", "/root", "/run", "/sbin", "/srv", "/sys", "/tmp", "/usr", "/var", "/var/lib", "/var/log"}
 
 // relabel gives what is at a path of the host, and all below it, an SELinux
 // label. Containers may write there meanwhile, so no link is followed but the
@@ -50,10 +40,9 @@ const maxRelabelDepth = 255
 
 func relabelAt(dir int, name, label string, depth int) error {
 	// The directory is a descriptor, and the last part is not followed.
-	err := unix.Lsetxattr(filepath.Join("/proc/self/fd", strconv.Itoa(dir), name), "security.selinux", []byte(label), 0)
-	switch {
-	case errors.Is(err, unix.ENOTSUP), errors.Is(err, unix.ENOENT) && depth > 0: // no labels there; gone meanwhile
-	case err != nil:
+	err := setLabel(filepath.Join("/proc/self/fd", strconv.Itoa(dir), name), label)
+	gone := errors.Is(err, unix.ENOENT) && depth > 0
+	if err != nil && !gone {
 		return &os.PathError{Op: "label", Path: name, Err: err}
 	}
 	fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)

@@ -29,14 +29,22 @@ func TestLabelsOfMounts(t *testing.T) {
 		if spec.Linux.MountLabel != test.want {
 			t.Errorf("%s: %q", name, spec.Linux.MountLabel)
 		}
-		options := labelled([]string{"volatile"}, spec.Linux.MountLabel)
+		options := labelled([]string{"volatile"}, spec.Linux.MountLabel, &Handler{})
 		if slices.Contains(options, "context="+want) != (test.want != "") || !slices.Contains(options, "volatile") {
 			t.Errorf("%s: %q", name, options)
 		}
 	}
+	// Another runtime's shim hands options to mount(2), which a comma ends.
+	if got := labelled(nil, want, &Handler{RuntimeType: "io.containerd.runc.v2"}); !slices.Equal(got, []string{`context="` + want + `"`}) {
+		t.Errorf("for another runtime: %q", got)
+	}
 	e := &Engine{host: hostFacts{seLinux: true}}
 	if got := e.sandboxOf(Pod{Config: PodConfig{SELinux: level}}).MountLabel; got != want {
 		t.Errorf("shared memory: %q", got)
+	}
+	// Not all of the containers need be privileged.
+	if got := e.sandboxOf(Pod{Config: PodConfig{SELinux: level, Privileged: true}}).MountLabel; got != want {
+		t.Errorf("shared memory of a privileged pod: %q", got)
 	}
 	e.host.seLinux = false
 	if got := e.sandboxOf(Pod{Config: PodConfig{SELinux: level}}).MountLabel; got != "" {

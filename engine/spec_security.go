@@ -119,40 +119,10 @@ func addLabels(in *SpecInput, spec *specs.Spec) error {
 	default:
 		spec.Process.ApparmorProfile = in.AppArmorDefault
 	}
-	if l := label(in); in.SELinux && l != nil && *l != (SELinux{}) && !sec.Privileged {
+	if l := label(in); in.SELinux && l != nil && !sec.Privileged {
 		spec.Process.SelinuxLabel, spec.Linux.MountLabel = l.String(), fileLabel(l)
 	}
 	return nil
-}
-
-// labelled adds to the options of a mount which label its files have, whatever
-// the directories behind it have; "" is none. The layers of images belong to no
-// container, so that nobody may touch them otherwise.
-func labelled(options []string, label string) []string {
-	if label == "" {
-		return options
-	}
-	return append(options, "context="+label)
-}
-
-// label is what a client says of the container, or else of its pod.
-func label(in *SpecInput) *SELinux {
-	if l := in.Config.Security.SELinux; l != nil {
-		return l
-	}
-	return in.Pod.SELinux
-}
-
-// String gives the label in the kernel's form. Parts that the client leaves out,
-// most often all but the level, are those of the targeted policy's containers.
-func (l *SELinux) String() string {
-	or := func(part, otherwise string) string {
-		if part == "" {
-			return otherwise
-		}
-		return part
-	}
-	return strings.Join([]string{or(l.User, "system_u"), or(l.Role, "system_r"), or(l.Type, "container_t"), or(l.Level, "s0")}, ":")
 }
 
 // standardDevices is what a container may use beside what it is given: the

@@ -97,8 +97,9 @@ func TestScripts(t *testing.T) {
 
 // condition tells scripts what the host is: cgroup2 where no hierarchy of
 // version 1 is mounted, systemd where it is the first process, criu where it is
-// installed and can work, apparmor where the kernel has it, crictl where it is
-// or can be built, psi where control groups tell of pressure.
+// installed and can work, apparmor where the kernel has it, selinux where its
+// policy is in force, crictl where it is or can be built, psi where control groups
+// tell of pressure.
 func condition(name string) (bool, error) {
 	switch name {
 	case "cgroup2":
@@ -108,6 +109,9 @@ func condition(name string) (bool, error) {
 	case "apparmor":
 		data, err := os.ReadFile("/sys/module/apparmor/parameters/enabled")
 		return err == nil && strings.HasPrefix(string(data), "Y"), nil
+	case "selinux":
+		data, err := os.ReadFile("/sys/fs/selinux/enforce")
+		return err == nil && string(data) == "1", nil
 	case "crictl":
 		_, err := exec.LookPath("go")
 		return err == nil || os.Getenv("LONGSHORE_CRICTL") != "", nil
