@@ -297,6 +297,9 @@ func (e *Engine) save(ctx context.Context, t capture) error {
 	if err != nil {
 		return err
 	}
+	if err := labelLog(filepath.Join(t.dir, criu.DumpLog), spec); err != nil {
+		return err
+	}
 	if err := e.criu.Save(ctx, criu.Dump{Pid: rec.Pid, Images: images, Work: t.dir, Freezer: freezer, External: external, Terminal: rec.Config.TTY}); err != nil {
 		return err
 	}

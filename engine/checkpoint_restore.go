@@ -65,6 +65,9 @@ func (e *Engine) prepareRestore(ctx context.Context, p *pod, c *container, spec 
 	if err := r.read(from); err != nil {
 		return err
 	}
+	if err := labelLog(filepath.Join(r.bundle, criu.RestoreLog), spec); err != nil {
+		return err
+	}
 	request, options, err := r.request(e.criu, images, rootfs)
 	if err != nil {
 		return err
@@ -383,6 +386,10 @@ func (r *restoration) request(program *criu.Program, images string, rootfs *api.
 	}
 	r.namespaces(out, &give)
 	r.giveStreams(&give)
+	if label := r.spec.Process.SelinuxLabel; label != "" {
+		// The container's, whatever was saved; a criu that cannot give it fails.
+		give.Label, give.MountLabel = "selinux:"+label, r.spec.Linux.MountLabel
+	}
 	search, err := program.Path()
 	if err != nil {
 		return nil, nil, err
@@ -444,7 +451,11 @@ func (r *restoration) source(m outerMount, place string, out *api.Restore) (stri
 		if have.Type == "bind" {
 			return have.Source, nil
 		}
-		out.Mounts = append(out.Mounts, api.RestoreMount{Type: have.Type, Source: have.Source, Options: have.Options, Target: place})
+		options := have.Options
+		if have.Type == "overlay" { // of an image
+			options = labelled(options, r.spec.Linux.MountLabel)
+		}
+		out.Mounts = append(out.Mounts, api.RestoreMount{Type: have.Type, Source: have.Source, Options: options, Target: place})
 		return place, nil
 	}
 	return "", fmt.Errorf("%w: the checkpoint has a mount of kind %.100q", ErrInvalid, m.Kind)

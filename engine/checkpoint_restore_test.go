@@ -112,13 +112,14 @@ func TestHostileCheckpoints(t *testing.T) {
 // aRestoration is of a container with one of each kind of mount.
 func aRestoration() *restoration {
 	return &restoration{rec: &Container{CgroupPath: "/pods/c"}, bundle: "/run/c", spec: &specs.Spec{
+		Process: &specs.Process{SelinuxLabel: "u:r:t:s0:c1,c2"},
 		Mounts: []specs.Mount{
 			{Destination: "/proc", Type: "proc"},
 			{Destination: "/etc/hosts", Type: "bind", Source: "/pod/hosts"},
 			{Destination: "/volume", Type: "overlay", Source: "overlay", Options: []string{"lowerdir=/a:/b"}},
 			{Destination: "/sys/fs/cgroup", Type: "cgroup"},
 		},
-		Linux: &specs.Linux{MaskedPaths: []string{"/proc/kcore"}, Namespaces: []specs.LinuxNamespace{
+		Linux: &specs.Linux{MountLabel: "u:o:f:s0:c1,c2", MaskedPaths: []string{"/proc/kcore"}, Namespaces: []specs.LinuxNamespace{
 			{Type: specs.NetworkNamespace, Path: "/pod/net"}, {Type: specs.UTSNamespace, Path: "/pod/uts"}, {Type: specs.CgroupNamespace}}},
 	}}
 }
@@ -137,6 +138,7 @@ func TestRestoreGivesWhatIsTheNodes(t *testing.T) {
 		"external mnt[/etc/hosts]:/pod/hosts", "external mnt[/volume]:/run/c/outer/1", "external mnt[/sys/fs/cgroup]:/run/c/outer/2",
 		"external mnt[/proc/kcore]:/dev/null", "inherit fd[7]:extRootNetNS",
 		"inherit fd[3]:file[1a:4]", "inherit fd[5]:pipe:[7]", "inherit fd[6]:pipe:[8]", "join uts:/pod/uts",
+		"label selinux:u:r:t:s0:c1,c2 u:o:f:s0:c1,c2",
 	}
 	if told := told(t, options); !slices.Equal(told, want) {
 		t.Errorf("criu is told %q", told)
@@ -146,7 +148,7 @@ func TestRestoreGivesWhatIsTheNodes(t *testing.T) {
 	}
 	mounts := []api.RestoreMount{
 		{Type: "overlay", Source: "overlay", Options: []string{"lowerdir=/l"}, Target: "/run/c/root"},
-		{Type: "overlay", Source: "overlay", Options: []string{"lowerdir=/a:/b"}, Target: "/run/c/outer/1"},
+		{Type: "overlay", Source: "overlay", Options: []string{"lowerdir=/a:/b", "context=u:o:f:s0:c1,c2"}, Target: "/run/c/outer/1"},
 		{Type: "cgroup2", Source: "cgroup2", Target: "/run/c/outer/2"},
 	}
 	if !reflect.DeepEqual(got.Mounts, mounts) {
@@ -169,6 +171,9 @@ func told(t *testing.T, options []byte) (all []string) {
 	}
 	for _, j := range opts.GetJoinNs() {
 		all = append(all, "join "+j.GetNs()+":"+j.GetNsFile())
+	}
+	if opts.LsmProfile != nil {
+		all = append(all, "label "+opts.GetLsmProfile()+" "+opts.GetLsmMountContext())
 	}
 	return all
 }

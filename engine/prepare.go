@@ -64,7 +64,7 @@ func (e *Engine) prepare(p Pod, c *container, h *Handler) (*specs.Spec, *api.Mou
 	}
 	rootfs, err := e.overlay(c.id, lower, p.Config.Namespaces.User)
 	if err == nil {
-		rootfs.Options = labelled(rootfs.Options, spec.Linux.MountLabel, h)
+		rootfs.Options = labelled(rootfs.Options, rootLabel(spec.Linux.MountLabel, h))
 	}
 	return spec, rootfs, err
 }

@@ -5,25 +5,31 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
 // labelled adds to the options of a mount which label its files have, whatever
 // the directories behind it have; "" is none. The layers of images belong to no
 // container, so that nobody may touch them otherwise.
-// Another runtime's shim mounts by mount(2), where a comma of a label's categories
-// would end the option.
-func labelled(options []string, label string, h *Handler) []string {
+func labelled(options []string, label string) []string {
 	if label == "" {
 		return options
 	}
-	if h.foreign() {
-		label = strconv.Quote(label)
+	return append(slices.Clip(options), "context="+label)
+}
+
+// rootLabel is the label of a container's root, as the handler's shim takes it:
+// another runtime mounts by mount(2), where a comma of the categories ends the option.
+func rootLabel(label string, h *Handler) string {
+	if label == "" || !h.foreign() {
+		return label
 	}
-	return append(options, "context="+label)
+	return strconv.Quote(label)
 }
 
 // label is what a client says of the container, or else of its pod.
@@ -92,6 +98,21 @@ func (e *Engine) resolveSELinux(in *SpecInput) error {
 		if err := setLabel(filepath.Join(in.PodDir, name), fileLabel(nil)); err != nil {
 			return fmt.Errorf("label %s of pod: %w", name, err)
 		}
+	}
+	return nil
+}
+
+// labelLog makes the log of a criu that works on a container with a label: the
+// container's processes write to it as well.
+func labelLog(path string, spec *specs.Spec) error {
+	if spec.Linux == nil || spec.Linux.MountLabel == "" {
+		return nil
+	}
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		return err
+	}
+	if err := setLabel(path, spec.Linux.MountLabel); err != nil {
+		return fmt.Errorf("label %s: %w", path, err)
 	}
 	return nil
 }

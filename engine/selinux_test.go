@@ -29,13 +29,13 @@ func TestLabelsOfMounts(t *testing.T) {
 		if spec.Linux.MountLabel != test.want {
 			t.Errorf("%s: %q", name, spec.Linux.MountLabel)
 		}
-		options := labelled([]string{"volatile"}, spec.Linux.MountLabel, &Handler{})
+		options := labelled([]string{"volatile"}, rootLabel(spec.Linux.MountLabel, &Handler{}))
 		if slices.Contains(options, "context="+want) != (test.want != "") || !slices.Contains(options, "volatile") {
 			t.Errorf("%s: %q", name, options)
 		}
 	}
 	// Another runtime's shim hands options to mount(2), which a comma ends.
-	if got := labelled(nil, want, &Handler{RuntimeType: "io.containerd.runc.v2"}); !slices.Equal(got, []string{`context="` + want + `"`}) {
+	if got := labelled(nil, rootLabel(want, &Handler{RuntimeType: "io.containerd.runc.v2"})); !slices.Equal(got, []string{`context="` + want + `"`}) {
 		t.Errorf("for another runtime: %q", got)
 	}
 	e := &Engine{host: hostFacts{seLinux: true}}

@@ -12,6 +12,9 @@ type Restore struct {
 	Inherit  []Inherited
 	Join     []Joined
 	Terminal bool // the client is handed the master of the process's terminal
+	// Label is the process's by a security module, "selinux:LABEL", and MountLabel that of
+	// its mounts; empty for what was saved.
+	Label, MountLabel string
 }
 
 // Inherited is a descriptor of criu that takes the place of what a dump calls so.
@@ -37,6 +40,12 @@ func (p *Program) RestoreOptions(r Restore) ([]byte, error) {
 	}
 	for _, j := range r.Join {
 		opts.JoinNs = append(opts.JoinNs, &rpc.JoinNamespace{Ns: proto.String(j.Kind), NsFile: proto.String(j.Path)})
+	}
+	if r.Label != "" {
+		opts.LsmProfile = proto.String(r.Label)
+	}
+	if r.MountLabel != "" {
+		opts.LsmMountContext = proto.String(r.MountLabel)
 	}
 	return proto.MarshalOptions{AllowPartial: true}.Marshal(opts)
 }

@@ -20,7 +20,7 @@ while read -r package _; do
 	if [ "$status" != 0 ] && [ "${f:-0}" -eq 0 ]; then f=1; fi
 	if [ "${f:-0}" -ne 0 ]; then
 		printf '%s: status %s\n' "$package" "$status"
-		grep -E -B2 -A12 '^ *--- FAIL|^panic|^SIGQUIT|^fatal error' "$log" | head -n 200 || true
+		grep -aE -B2 -A12 '^ *--- FAIL|^panic|^SIGQUIT|^fatal error' "$log" | head -n 200 || true
 	fi
 	passed=$((passed + ${p:-0})) failed=$((failed + ${f:-0})) skipped=$((skipped + ${s:-0}))
 done <"$list"
