@@ -214,5 +214,8 @@ func (e *Engine) makeSandboxRoot() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return root, atomicfile.Write(filepath.Join(root, sandboxProgram[0]), program, 0o755, atomicfile.Volatile)
+	if err := atomicfile.Write(filepath.Join(root, sandboxProgram[0]), program, 0o755, atomicfile.Volatile); err != nil || !e.host.seLinux {
+		return root, err
+	}
+	return root, relabel(root, fileLabel(nil)) // of no category: every pod's
 }

@@ -14,9 +14,11 @@ vm=bin/vm
 test/vm/kernel.sh "$vm/kernel" cloud-amd64
 test/vm/tests.sh "$vm/tests"
 test/vm/root.sh "$vm/root" "$vm/kernel"
-if command -v criu >/dev/null; then test/vm/criu.sh "$vm/root"; fi
+# Busybox' tar has not the options that criu uses.
+if command -v criu >/dev/null; then test/vm/programs.sh "$vm/root" criu tar gzip; fi
 if [ -n "${SELINUX:-}" ]; then
-	hack/need.sh secilc:secilc
+	hack/need.sh secilc:secilc containerd-shim-runc-v2:containerd runc:runc
+	test/vm/programs.sh "$vm/root" containerd-shim-runc-v2 runc
 	test/vm/selinux.sh "$vm/root"
 	export APPEND="security=selinux selinux=1 ${APPEND:-}"
 fi

@@ -212,6 +212,14 @@ func TestSELinuxRefuses(t *testing.T) {
 	}
 }
 
+// TestSELinuxTerminal: the container's terminal is its own.
+func TestSELinuxTerminal(t *testing.T) {
+	needSELinux(t)
+	f := newFixture(t, "tty")
+	f.confined()
+	testTerminal(t, f)
+}
+
 // TestSELinuxHostsQueues: a container among the host's message queues leaves them
 // their label.
 func TestSELinuxHostsQueues(t *testing.T) {

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# criu.sh DIR: adds to a root directory the programs that a checkpoint needs,
-# with their libraries: criu, and tar and gzip, by which it saves what a tmpfs
-# holds. Busybox' tar has not the options that criu uses.
+# programs.sh DIR PROGRAM...: adds to a root directory programs of the host with
+# their libraries.
 set -euo pipefail
 dir=$(realpath "$1")
+shift
 export PATH=$PATH:/usr/sbin:/sbin
-for program in criu tar gzip; do
+for program in "$@"; do
 	file=$(realpath "$(command -v "$program")")
 	rm -f "$dir/usr/bin/$program" # an applet's link
 	install -m 755 "$file" "$dir/usr/bin/$program"
