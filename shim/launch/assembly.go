@@ -252,10 +252,19 @@ func (a *assembly) labelled(options []string) []string {
 // container's mounts. It is there as long as its IPC namespace, and takes none
 // when it is mounted. The host's is not the container's.
 func (a *assembly) labelQueues(s *source) error {
-	if s.spec.Type != "mqueue" || a.spec.Linux.MountLabel == "" || a.own&unix.CLONE_NEWIPC == 0 {
+	label := a.spec.Linux.MountLabel
+	if s.spec.Type != "mqueue" || label == "" || a.own&unix.CLONE_NEWIPC == 0 {
 		return nil
 	}
-	return unix.Setxattr(fdPath(s.fd), "security.selinux", []byte(a.spec.Linux.MountLabel), 0)
+	return setLabel(s.fd, label)
+}
+
+// setLabel gives the root of a mount an SELinux label.
+func setLabel(mount int, label string) error {
+	if err := unix.Setxattr(fdPath(mount), "security.selinux", []byte(label), 0); err != nil {
+		return fmt.Errorf("label %s: %w", label, err)
+	}
+	return nil
 }
 
 // translateIDs turns the ids in a filesystem's options, which are the

@@ -187,8 +187,8 @@ func (s *sandbox) shm() error {
 	defer unix.Close(mount)
 	if s.cfg.MountLabel != "" {
 		// Not as an option: containers of the pod may have other labels.
-		if err := unix.Setxattr(fdPath(mount), "security.selinux", []byte(s.cfg.MountLabel), 0); err != nil {
-			return fmt.Errorf("label shared memory %s: %w", s.cfg.MountLabel, err)
+		if err := setLabel(mount, s.cfg.MountLabel); err != nil {
+			return err
 		}
 	}
 	return unix.MoveMount(mount, "", unix.AT_FDCWD, dir, unix.MOVE_MOUNT_F_EMPTY_PATH)
