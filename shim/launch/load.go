@@ -208,13 +208,16 @@ func (c *Container) reopen() (err error) {
 
 // openDevpts finds the container's devpts where the spec mounted it; -1 if
 // there is none. The container may have changed its tree since: what is there
-// must be a devpts.
+// must be a devpts, and its errors are none of ours but for want of means.
 func openDevpts(root int, mounts []specs.Mount) (int, error) {
 	for _, m := range mounts {
 		if m.Type != "devpts" {
 			continue
 		}
 		fd, err := safepath.Open(root, path.Clean(m.Destination), unix.O_DIRECTORY|unix.O_RDONLY, 0)
+		if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM) {
+			return -1, fmt.Errorf("open devpts: %w", err)
+		}
 		if err != nil {
 			continue
 		}

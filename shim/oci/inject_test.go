@@ -140,7 +140,8 @@ func TestInjectedWhereItWasWrong(t *testing.T) {
 		{"plain", "exec", "fail", "ns/user)"},   // was: of the same user namespace
 		// Was: the end of a process, or of all in a group, could not be waited for.
 		{"plain", "run", "fail", "epoll_ctl"}, {"plain", "exec", "fail", "epoll_ctl"}, {"plain", "delete by force", "fail", "epoll_ctl"},
-		{"plain", "delete", "kill", "/c1)"}, // was: what is left had no name, which could not be given again
+		{"plain", "delete", "kill", "/c1)"},       // was: what is left had no name, which could not be given again
+		{"terminal", "exec", "fail", "/dev/pts)"}, // was: the container has no devpts
 		// Was: a hook could not join it.
 		{"hooks, filter, limits", "run detached", "fail in the child", "recvmsg"},
 	} {
