@@ -76,6 +76,8 @@ type Config struct {
 	// Warn, if set, is told what a process of the container does without; else it
 	// is written to standard error. Each is told once.
 	Warn func(error)
+	// Host has the control groups' hierarchies. Nil: they are looked for.
+	Host *cgroup.Host
 	// Filter is the compiled seccomp profile. Nil: Spec.Linux.Seccomp is compiled.
 	Filter *seccomp.Filter
 }

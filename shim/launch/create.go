@@ -235,8 +235,10 @@ func (k *creation) open(taken *undo.Stack) (err error) {
 	if c.ns, err = openNamespaces(spec.Linux); err != nil {
 		return err
 	}
-	if c.host, err = cgroup.Detect(); err != nil {
-		return fmt.Errorf("find cgroups: %w", err)
+	if c.host = k.cfg.Host; c.host == nil {
+		if c.host, err = cgroup.Detect(); err != nil {
+			return fmt.Errorf("find cgroups: %w", err)
+		}
 	}
 	var first *cgroup.Host
 	first, k.rest = c.host.Halves()

@@ -82,6 +82,7 @@ type request struct {
 	profile   []byte // of seccomp
 	noProcess bool
 	scope     *systemd.Scope
+	host      *cgroup.Host
 }
 
 func (c *cli) request(id string, o createOptions) (r request, err error) {
@@ -101,18 +102,15 @@ func (c *cli) request(id string, o createOptions) (r request, err error) {
 	if r.spec.Process.Terminal != (o.consoleSocket != "") && o.detach {
 		return r, errTerminal
 	}
-	return r, nil
+	r.host, err = cgroup.Detect()
+	return r, err
 }
 
 // begin writes down what is going to be made. A group that is a neighbour's is not
 // to be found there, should we die before it is refused: whoever clears away after
 // us ends what is in it.
 func (ct *container) begin(r request) error {
-	host, err := cgroup.Detect()
-	if err != nil {
-		return err
-	}
-	if err := host.Vacant(r.spec.Linux.CgroupsPath); err != nil {
+	if err := r.host.Vacant(r.spec.Linux.CgroupsPath); err != nil {
 		return err
 	}
 	ct.record = record{
@@ -157,7 +155,7 @@ func (c *cli) make(id string, o createOptions, gate bool) (*container, *launch.C
 		return nil, nil, err
 	}
 	cfg := launch.Config{
-		ID: id, Bundle: r.dir, Spec: r.spec, Ordered: true, Filter: filter, Warn: c.warn, Stdio: launch.Stdio{Stdin: c.in, Stdout: c.out, Stderr: c.err, Files: files},
+		ID: id, Bundle: r.dir, Spec: r.spec, Ordered: true, Host: r.host, Filter: filter, Warn: c.warn, Stdio: launch.Stdio{Stdin: c.in, Stdout: c.out, Stderr: c.err, Files: files},
 		// What is handed over, hooks, and the way out of systemd's scope come first.
 		Eager: !gate && !r.noProcess && r.scope == nil && r.spec.Hooks == nil && o.handOver.nothing(),
 	}
