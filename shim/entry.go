@@ -1,10 +1,5 @@
 package main
 
-import "github.com/longshore/longshore/shim/oci"
-
-// heldSignals is the mask that entry sets.
-var heldSignals uint64 = oci.HeldSignals
-
 // entry is where the kernel enters the program if the linker was told so
 // (hack/build.sh); else it is the Go runtime's own entry. A command of an OCI
 // runtime that starts processes in a container must run from a read-only view
@@ -13,9 +8,6 @@ var heldSignals uint64 = oci.HeldSignals
 // program that ends at once. Which command it is can be told by any argument
 // that is one of four words: where that is the value of something else, the
 // program is started once more than need be.
-//
-// The signals are held from then on, since each thread of Go's runtime gets the
-// mask that it began with.
 //
 // What is started has GOMAXPROCS=2 in its environment, which spares the runtime
 // finding a number; package oci takes it out. With one, each call that takes the

@@ -1,12 +1,10 @@
 #include "textflag.h"
 
-#define SYS_rt_sigprocmask	14
 #define SYS_madvise		28
 #define SYS_statfs		137
 #define SYS_execveat		322
 #define SYS_open_tree		428
 #define SYS_mount_setattr	442
-#define SIG_BLOCK		0
 #define MADV_NOHUGEPAGE		15
 #define AT_FDCWD		-100
 #define AT_EMPTY_PATH		0x1000
@@ -69,12 +67,6 @@ next:
 	CMPQ	AX, DX
 	JNE	next
 found:
-	MOVQ	$SYS_rt_sigprocmask, AX
-	MOVQ	$SIG_BLOCK, DI
-	LEAQ	·heldSignals(SB), SI
-	XORL	DX, DX
-	MOVQ	$8, R10
-	SYSCALL
 	SUBQ	$frame, SP
 	MOVQ	$SYS_statfs, AX
 	LEAQ	self<>(SB), DI

@@ -1,12 +1,10 @@
 #include "textflag.h"
 
 #define SYS_statfs		43
-#define SYS_rt_sigprocmask	135
 #define SYS_madvise		233
 #define SYS_execveat		281
 #define SYS_open_tree		428
 #define SYS_mount_setattr	442
-#define SIG_BLOCK		0
 #define MADV_NOHUGEPAGE		15
 #define AT_FDCWD		-100
 #define AT_EMPTY_PATH		0x1000
@@ -67,12 +65,6 @@ next:
 	CMP	R12, R1
 	BNE	next
 found:
-	MOVD	$SYS_rt_sigprocmask, R8
-	MOVD	$SIG_BLOCK, R0
-	MOVD	$·heldSignals(SB), R1
-	MOVD	ZR, R2
-	MOVD	$8, R3
-	SVC
 	SUB	$frame, RSP
 	MOVD	RSP, R22
 	MOVD	$SYS_statfs, R8

@@ -55,6 +55,27 @@ func (p *Process) Signal(sig unix.Signal) error {
 // had for it. Any number of callers may wait.
 func (p *Process) Wait() (unix.WaitStatus, error) { return p.waitUntil(time.Time{}) }
 
+// EndOr waits until the process has ended, or fd can be read. It takes the thread.
+func (p *Process) EndOr(fd int) (ended bool, err error) {
+	raw, err := p.pidfd.SyscallConn()
+	if err != nil {
+		return true, nil
+	}
+	watched := []unix.PollFd{{Events: unix.POLLIN}, {Fd: int32(fd), Events: unix.POLLIN}}
+	closed := raw.Control(func(pidfd uintptr) {
+		watched[0].Fd = int32(pidfd)
+		for {
+			if _, err = unix.Poll(watched, -1); err != unix.EINTR {
+				return
+			}
+		}
+	})
+	if err != nil {
+		return false, fmt.Errorf("wait for process %d: %w", p.pid, err)
+	}
+	return closed != nil || watched[0].Revents != 0, nil
+}
+
 // waitUntil is Wait up to a time, after which the error wraps
 // [os.ErrDeadlineExceeded]; the zero time is none.
 func (p *Process) waitUntil(late time.Time) (unix.WaitStatus, error) {

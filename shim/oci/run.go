@@ -98,7 +98,6 @@ func (c *cli) supervise(p *launch.Process, h handOver, alone bool, caught *signa
 			return nil, err
 		}
 	}
-	s.signals.passTo(s.pass)
 	return s, nil
 }
 
@@ -112,9 +111,6 @@ func (s *supervisor) pass(sig unix.Signal) {
 }
 
 func (s *supervisor) stop() {
-	if s.signals != nil {
-		s.signals.stop()
-	}
 	if s.console != nil {
 		s.console.close()
 	}
@@ -122,8 +118,12 @@ func (s *supervisor) stop() {
 
 // wait gives the status of the process as a shell would.
 func (s *supervisor) wait() (int, error) {
+	passed := s.signals.passUntil(s.process, s.pass)
 	status, err := s.process.Wait()
 	s.stop()
+	if passed != nil {
+		return 0, passed
+	}
 	switch {
 	case err != nil:
 		return 0, err

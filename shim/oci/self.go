@@ -3,7 +3,6 @@ package oci
 import (
 	"fmt"
 	"os"
-	"runtime"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -16,21 +15,16 @@ import (
 const programName = "longshore-shim"
 
 // ready makes this process fit to start processes in containers: it runs from a
-// read-only view of its binary, with the signals held, if need be by starting it
-// again so. What a container gets hold of through /proc/PID/exe of a process that
-// enters it can then not be written (CVE-2019-5736). It does not return if it
-// starts anew. A binary of hack/build.sh has seen to it already, at less cost:
-// shim/entry.go.
+// read-only view of its binary, if need be by starting it again so. What a
+// container gets hold of through /proc/PID/exe of a process that enters it can
+// then not be written (CVE-2019-5736). It does not return if it starts anew. A
+// binary of hack/build.sh has seen to it already, at less cost: shim/entry.go.
 func ready() error {
 	runs, err := binview.Runs()
 	if err != nil {
 		return err
 	}
-	held, err := holding()
-	if err != nil {
-		return err
-	}
-	if runs && held {
+	if runs {
 		if err := os.Unsetenv("GOMAXPROCS"); err != nil { // of the entry, not the caller: not for hooks
 			return err
 		}
@@ -38,10 +32,6 @@ func ready() error {
 	}
 	view, err := binview.Open("/proc/self/exe")
 	if err != nil {
-		return err
-	}
-	runtime.LockOSThread() // until execve, which keeps its mask
-	if err := hold(); err != nil {
 		return err
 	}
 	err = unix.Exec("/proc/self/fd/"+strconv.Itoa(view), os.Args, os.Environ())
