@@ -17,27 +17,31 @@ type insn struct {
 }
 
 // The registers a device program uses. The kernel passes the context (struct
-// bpf_cgroup_dev_ctx: access<<16 | type, major, minor) in the first.
+// bpf_cgroup_dev_ctx: access<<16 | type, major, minor) in the second.
 const (
-	regReturn  = 0
+	regAllowed = 0 // rights that the rules so far allow; in the end the verdict
 	regContext = 1
-	regNeed    = 2 // rights asked for that no rule has allowed yet
+	regAsked   = 2
 	regKind    = 3
 	regMajor   = 4
 	regMinor   = 5
-	regScratch = 6
+	regMatch   = 6
+	regScratch = 7
 )
 
 // Operation codes, from the kernel's "BPF Instruction Set" document.
 const (
-	opLoadWord  = unix.BPF_LDX | unix.BPF_MEM | unix.BPF_W
-	opMoveImm   = unix.BPF_ALU64 | unix.BPF_MOV | unix.BPF_K
-	opMoveReg   = unix.BPF_ALU64 | unix.BPF_MOV | unix.BPF_X
-	opAndImm    = unix.BPF_ALU64 | unix.BPF_AND | unix.BPF_K
-	opShiftImm  = unix.BPF_ALU64 | unix.BPF_RSH | unix.BPF_K
-	opJumpEqual = unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K
-	opJumpNot   = unix.BPF_JMP | unix.BPF_JNE | unix.BPF_K
-	opExit      = unix.BPF_JMP | unix.BPF_EXIT
+	opLoadWord = unix.BPF_LDX | unix.BPF_MEM | unix.BPF_W
+	opMoveImm  = unix.BPF_ALU64 | unix.BPF_MOV | unix.BPF_K
+	opMoveReg  = unix.BPF_ALU64 | unix.BPF_MOV | unix.BPF_X
+	opAddImm   = unix.BPF_ALU64 | unix.BPF_ADD | unix.BPF_K
+	opAndImm   = unix.BPF_ALU64 | unix.BPF_AND | unix.BPF_K
+	opAndReg   = unix.BPF_ALU64 | unix.BPF_AND | unix.BPF_X
+	opOrReg    = unix.BPF_ALU64 | unix.BPF_OR | unix.BPF_X
+	opXorImm   = unix.BPF_ALU64 | unix.BPF_XOR | unix.BPF_K
+	opShiftImm = unix.BPF_ALU64 | unix.BPF_RSH | unix.BPF_K
+	opMulImm   = unix.BPF_ALU64 | unix.BPF_MUL | unix.BPF_K
+	opExit     = unix.BPF_JMP | unix.BPF_EXIT
 )
 
 // The kernel's BPF_DEVCG_DEV_* numbers.
@@ -46,58 +50,68 @@ const (
 	bpfChar  = 2
 )
 
-// deviceProgram assembles the rules, last first, into a cgroup device filter:
-// it returns 1 once every right asked for is allowed, 0 as soon as one is
-// denied and when the rules end.
+// deviceProgram assembles the rules, in their order, into a cgroup device filter:
+// it returns 1 if every right asked for is allowed, else 0. It has no jump: the
+// kernel's verifier follows both ways of each, which takes it several times as long.
 func deviceProgram(rules []deviceRule) []insn {
 	prog := []insn{
-		{code: opLoadWord, regs: regNeed | regContext<<4},
-		{code: opMoveReg, regs: regKind | regNeed<<4},
+		{code: opLoadWord, regs: regAsked | regContext<<4},
+		{code: opMoveReg, regs: regKind | regAsked<<4},
 		{code: opAndImm, regs: regKind, imm: 0xffff},
-		{code: opShiftImm, regs: regNeed, imm: 16},
+		{code: opShiftImm, regs: regAsked, imm: 16},
 		{code: opLoadWord, regs: regMajor | regContext<<4, offset: 4},
 		{code: opLoadWord, regs: regMinor | regContext<<4, offset: 8},
+		{code: opMoveImm, regs: regAllowed},
 	}
-	for i := len(rules) - 1; i >= 0; i-- {
-		prog = append(prog, ruleProgram(rules[i])...)
+	for len(rules) > 0 && !rules[0].allow { // nothing is allowed yet
+		rules = rules[1:]
 	}
-	return append(prog, insn{code: opMoveImm, regs: regReturn}, insn{code: opExit})
+	for _, r := range rules {
+		prog = append(prog, ruleProgram(r)...)
+	}
+	return append(prog,
+		insn{code: opXorImm, regs: regAllowed, imm: -1},
+		insn{code: opAndReg, regs: regAllowed | regAsked<<4}, // what is asked for in vain
+		insn{code: opAddImm, regs: regAllowed, imm: -1},      // negative if that is nothing
+		insn{code: opShiftImm, regs: regAllowed, imm: 63},
+		insn{code: opExit})
 }
 
+// ruleProgram gives or takes the rule's rights if the device is one of its.
 func ruleProgram(r deviceRule) []insn {
 	kind := int32(bpfChar)
 	if r.kind == 'b' {
 		kind = bpfBlock
 	}
-	p := []insn{{code: opJumpNot, regs: regKind, imm: kind}}
-	if r.major != anyNumber {
-		p = append(p, insn{code: opJumpNot, regs: regMajor, imm: int32(r.major)})
-	}
-	if r.minor != anyNumber {
-		p = append(p, insn{code: opJumpNot, regs: regMinor, imm: int32(r.minor)})
-	}
-	if r.allow {
-		p = append(p,
-			insn{code: opAndImm, regs: regNeed, imm: ^int32(r.access)},
-			insn{code: opJumpNot, regs: regNeed},
-			insn{code: opMoveImm, regs: regReturn, imm: 1},
-			insn{code: opExit})
-	} else {
-		p = append(p,
-			insn{code: opMoveReg, regs: regScratch | regNeed<<4},
-			insn{code: opAndImm, regs: regScratch, imm: int32(r.access)},
-			insn{code: opJumpEqual, regs: regScratch},
-			insn{code: opMoveImm, regs: regReturn},
-			insn{code: opExit})
-	}
-	// Every jump of a rule skips its rest.
-	for i := range p {
-		if p[i].code == opJumpNot || p[i].code == opJumpEqual {
-			p[i].offset = int16(len(p) - i - 1)
+	p := []insn{{code: opMoveReg, regs: regMatch | regKind<<4}, {code: opXorImm, regs: regMatch, imm: kind}}
+	for _, n := range []struct {
+		reg    uint8
+		number int64
+	}{{regMajor, r.major}, {regMinor, r.minor}} {
+		if n.number != anyNumber {
+			p = append(p,
+				insn{code: opMoveReg, regs: regScratch | n.reg<<4},
+				insn{code: opXorImm, regs: regScratch, imm: int32(n.number)},
+				insn{code: opOrReg, regs: regMatch | regScratch<<4})
 		}
 	}
-	return p
+	p = append(p, // 1 of 0, and 0 of another number of 32 bits; then the rights of 1
+		insn{code: opAddImm, regs: regMatch, imm: -1},
+		insn{code: opShiftImm, regs: regMatch, imm: 63},
+		insn{code: opMulImm, regs: regMatch, imm: int32(r.access)})
+	if r.allow {
+		return append(p, insn{code: opOrReg, regs: regAllowed | regMatch<<4})
+	}
+	return append(p,
+		insn{code: opXorImm, regs: regMatch, imm: -1},
+		insn{code: opAndReg, regs: regAllowed | regMatch<<4})
 }
+
+// errNoFilter says that devices cannot be filtered by a program here.
+var errNoFilter = errors.New("no device filter in cgroup2")
+
+// noFilters makes this kernel look like one without them, for tests.
+var noFilters bool
 
 // attachDeviceFilter loads the program and makes it the group's only one. A
 // program that was there is replaced in one step (Linux 5.6), so a running
@@ -108,8 +122,15 @@ func attachDeviceFilter(dir string, prog []insn) error {
 		return &fs.PathError{Op: "open", Path: dir, Err: err}
 	}
 	defer unix.Close(group)
-	loaded, err := bpfLoad(prog)
-	if err != nil {
+	loaded, err := -1, error(unix.EINVAL)
+	if !noFilters {
+		loaded, err = bpfLoad(prog)
+	}
+	switch err {
+	case nil:
+	case unix.ENOSYS, unix.EINVAL, unix.EPERM: // without bpf(2), or without CONFIG_CGROUP_BPF, or without CAP_BPF
+		return fmt.Errorf("%w: load: %w", errNoFilter, err)
+	default:
 		return fmt.Errorf("load device filter: %w", err)
 	}
 	defer unix.Close(loaded)

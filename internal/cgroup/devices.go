@@ -1,6 +1,7 @@
 package cgroup
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -115,27 +116,36 @@ func (a access) String() string {
 	return s.String()
 }
 
+// devices sets the rules by a program in the cgroup2 tree, and by version 1's list
+// where there is none, or the kernel takes none. On a hybrid host too it is the
+// program: it says what the list cannot (an exception to an exception), it takes the
+// place of another in one step, and nothing that a container writes to version 1's
+// tree, if it may mount that, widens it.
 func (u *update) devices(res *specs.LinuxResources) error {
 	if len(res.Devices) == 0 {
 		return nil
-	}
-	t, ok := u.group.host.tree("devices")
-	if !ok {
-		denies := func(d specs.LinuxDeviceCgroup) bool { return !d.Allow }
-		return refuse("no devices controller", wish{"devices", slices.ContainsFunc(res.Devices, denies)})
 	}
 	rules, err := deviceRules(res.Devices)
 	if err != nil {
 		return err
 	}
-	if t.Unified {
-		return attachDeviceFilter(u.group.dir(t), deviceProgram(rules))
+	host := u.group.host
+	err = errNoFilter
+	if t := host.unified(); t != nil {
+		err = attachDeviceFilter(u.group.dir(t), deviceProgram(rules))
 	}
-	list, err := deviceList(rules)
-	if err != nil {
+	if !errors.Is(err, errNoFilter) {
 		return err
 	}
-	return setDevices1(u.group.dir(t), list)
+	if t, ok := host.tree("devices"); ok && !t.Unified {
+		list, err := deviceList(rules)
+		if err != nil {
+			return err
+		}
+		return setDevices1(u.group.dir(t), list)
+	}
+	denies := func(d specs.LinuxDeviceCgroup) bool { return !d.Allow }
+	return refuse(err.Error(), wish{"devices", slices.ContainsFunc(res.Devices, denies)})
 }
 
 // allowed is what version 1's device controller holds: all or nothing per kind

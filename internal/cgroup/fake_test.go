@@ -475,8 +475,7 @@ func run(t *testing.T, prog []insn, kind byte, major, minor int64, want access) 
 	}
 	context := map[int16]uint64{0: uint64(uint32(want)<<16 | k), 4: uint64(major), 8: uint64(minor)}
 	var r [8]uint64
-	for pc := 0; pc < len(prog); pc++ {
-		i := prog[pc]
+	for pc, i := range prog {
 		dst, src := i.regs&15, i.regs>>4
 		switch i.code {
 		case opLoadWord:
@@ -485,20 +484,22 @@ func run(t *testing.T, prog []insn, kind byte, major, minor int64, want access) 
 			r[dst] = uint64(int64(i.imm))
 		case opMoveReg:
 			r[dst] = r[src]
+		case opAddImm:
+			r[dst] += uint64(int64(i.imm))
 		case opAndImm:
 			r[dst] &= uint64(int64(i.imm))
+		case opAndReg:
+			r[dst] &= r[src]
+		case opOrReg:
+			r[dst] |= r[src]
+		case opXorImm:
+			r[dst] ^= uint64(int64(i.imm))
 		case opShiftImm:
 			r[dst] >>= uint(i.imm)
-		case opJumpNot:
-			if r[dst] != uint64(int64(i.imm)) {
-				pc += int(i.offset)
-			}
-		case opJumpEqual:
-			if r[dst] == uint64(int64(i.imm)) {
-				pc += int(i.offset)
-			}
+		case opMulImm:
+			r[dst] *= uint64(int64(i.imm))
 		case opExit:
-			return r[regReturn] == 1
+			return r[regAllowed] == 1
 		default:
 			t.Fatalf("instruction %d: code %#x", pc, i.code)
 		}

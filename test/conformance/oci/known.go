@@ -23,6 +23,7 @@ type expectation struct {
 // conditions say on which machines a failure is to be expected.
 var conditions = map[string]func() bool{
 	"no-cap-sys-resource": func() bool { return !hasCapability(24) },
+	"hybrid":              func() bool { return !missing("/sys/fs/cgroup/unified/cgroup.procs") },
 	"no-hugetlb1":         func() bool { return missing("/sys/fs/cgroup/hugetlb") },
 	"no-net-cls":          func() bool { return missing("/sys/fs/cgroup/net_cls") },
 	"no-leaf-weight":      func() bool { return missing("/sys/fs/cgroup/blkio/blkio.leaf_weight") },
