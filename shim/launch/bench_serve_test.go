@@ -71,7 +71,7 @@ func serveBench(bundle string) error {
 	default:
 		return fmt.Errorf("%s=%s: %w", serveAsEnv, as, unix.EINVAL)
 	}
-	b := bench{cfg: Config{Bundle: bundle, Spec: &spec, Template: template}, cache: filepath.Join(dir, "seccomp")}
+	b := bench{cfg: Config{Bundle: bundle, Spec: &spec, Template: template, Eager: true}, cache: filepath.Join(dir, "seccomp")}
 	if b.profile, err = json.Marshal(spec.Linux.Seccomp); err != nil {
 		return err
 	}
