@@ -8,10 +8,8 @@
 package safepath
 
 import (
-	"fmt"
 	"os"
 	"path"
-	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -50,29 +48,20 @@ func OpenPath(root int, name string) (int, error) { return Open(root, name, unix
 // with mode, and returns it opened with O_PATH. Links on the way are followed
 // inside the root; a dangling link is an error, not a place to create.
 func MkdirAll(root int, name string, mode uint32) (int, error) {
-	at, err := Open(root, ".", unix.O_PATH|unix.O_DIRECTORY, 0)
+	clean := path.Clean("/" + name)
+	fd, err := Open(root, clean, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if !isNotExist(err) || clean == "/" {
+		return fd, err
+	}
+	parent, err := MkdirAll(root, path.Dir(clean), mode)
 	if err != nil {
 		return -1, err
 	}
-	walked := ""
-	for _, part := range strings.Split(path.Clean("/"+name), "/") {
-		if part == "" {
-			continue
-		}
-		walked += "/" + part
-		next, err := Open(root, walked, unix.O_PATH|unix.O_DIRECTORY, 0)
-		if isNotExist(err) {
-			if err = unix.Mkdirat(at, part, mode); err == nil || err == unix.EEXIST {
-				next, err = Open(root, walked, unix.O_PATH|unix.O_DIRECTORY, 0)
-			}
-		}
-		unix.Close(at)
-		if err != nil {
-			return -1, fmt.Errorf("make directory %s: %w", walked, err)
-		}
-		at = next
+	defer unix.Close(parent)
+	if err := unix.Mkdirat(parent, path.Base(clean), mode); err != nil && err != unix.EEXIST {
+		return -1, &os.PathError{Op: "make directory", Path: clean, Err: err}
 	}
-	return at, nil
+	return Open(root, clean, unix.O_PATH|unix.O_DIRECTORY, 0)
 }
 
 // CreateFile makes the empty file name below root if it is not there, with its

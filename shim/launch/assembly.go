@@ -197,11 +197,13 @@ func (a *assembly) open(s *source) (err error) {
 		return err
 	}
 	a.fds.add(s.fd)
-	var st unix.Stat_t
-	if err := unix.Fstat(s.fd, &st); err != nil {
-		return err
+	if s.opts.bind {
+		var st unix.Stat_t
+		if err := unix.Fstat(s.fd, &st); err != nil {
+			return err
+		}
+		s.file = st.Mode&unix.S_IFMT != unix.S_IFDIR
 	}
-	s.file = st.Mode&unix.S_IFMT != unix.S_IFDIR
 	if m.Type == "devpts" && !s.opts.bind {
 		a.devpts, a.devptsAt = s.fd, m.Destination
 	}
@@ -386,20 +388,21 @@ func (a *assembly) target(s *source) (int, error) {
 	if s.file {
 		return safepath.CreateFile(a.root, s.spec.Destination, 0o755)
 	}
-	fd, err := safepath.OpenPath(a.root, s.spec.Destination)
-	if errors.Is(err, unix.ENOENT) {
-		fd, err = safepath.MkdirAll(a.root, s.spec.Destination, 0o755)
+	if s.opts.bind || s.spec.Type != "proc" && s.spec.Type != "sysfs" {
+		return safepath.MkdirAll(a.root, s.spec.Destination, 0o755)
 	}
-	if err != nil || s.opts.bind || s.spec.Type != "proc" && s.spec.Type != "sysfs" {
-		return fd, err
-	}
-	plain, err := openPlain(a.root, s.spec.Destination)
-	if err != nil {
+	fd, err := openPlain(a.root, s.spec.Destination)
+	if err == unix.ENOENT {
+		if fd, err = safepath.MkdirAll(a.root, s.spec.Destination, 0o755); err != nil {
+			return -1, err
+		}
 		unix.Close(fd)
+		fd, err = openPlain(a.root, s.spec.Destination)
+	}
+	if err == unix.ELOOP {
 		return -1, fmt.Errorf("a link leads there: %w", err)
 	}
-	unix.Close(fd)
-	return plain, nil
+	return fd, err
 }
 
 // openPlain opens a path that has no link in it.
@@ -435,7 +438,7 @@ func (a *assembly) remount(s *source) error {
 // makeCwd makes the working directory if the image lacks it. On a read-only
 // filesystem it stays missing, and entering it fails with its name.
 func (a *assembly) makeCwd() error {
-	if a.spec.Process == nil || !strings.HasPrefix(a.spec.Process.Cwd, "/") {
+	if a.spec.Process == nil || !strings.HasPrefix(a.spec.Process.Cwd, "/") || a.spec.Process.Cwd == "/" {
 		return nil
 	}
 	fd, err := safepath.OpenPath(a.root, a.spec.Process.Cwd)

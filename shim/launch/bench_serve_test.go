@@ -87,10 +87,9 @@ func serveBench(bundle string) error {
 }
 
 func (b *bench) do(command string) (int64, error) {
-	begin := monotonic()
 	switch command {
 	case "start":
-		return b.stamped(begin, func(out *os.File) error {
+		return b.stamped(func(out *os.File) error {
 			b.runs++
 			b.cfg.ID = fmt.Sprintf("bench%d-%d", os.Getpid(), b.runs)
 			b.cfg.Spec.Linux.CgroupsPath = "/" + b.cfg.ID
@@ -108,7 +107,7 @@ func (b *bench) do(command string) (int64, error) {
 		p := *b.cfg.Spec.Process
 		p.Args = p.Args[:1]
 		var proc *Process
-		took, err := b.stamped(begin, func(out *os.File) (err error) {
+		took, err := b.stamped(func(out *os.File) (err error) {
 			proc, err = b.c.Exec(&p, Stdio{Stdout: out})
 			return err
 		})
@@ -117,6 +116,7 @@ func (b *bench) do(command string) (int64, error) {
 		}
 		return took, err
 	case "delete":
+		begin := monotonic()
 		if err := b.c.Init().Signal(unix.SIGKILL); err != nil {
 			return 0, err
 		}
@@ -130,12 +130,13 @@ func (b *bench) do(command string) (int64, error) {
 }
 
 // stamped runs a process that writes the time to its output.
-func (b *bench) stamped(begin int64, run func(out *os.File) error) (int64, error) {
+func (b *bench) stamped(run func(out *os.File) error) (int64, error) {
 	r, w, err := os.Pipe()
 	if err != nil {
 		return 0, err
 	}
 	defer r.Close()
+	begin := monotonic()
 	err = run(w)
 	w.Close()
 	if err != nil {

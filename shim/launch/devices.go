@@ -178,14 +178,16 @@ func (d *device) is(st *unix.Stat_t) bool { return st.Mode&unix.S_IFMT == d.kind
 // makeNode makes one node in an open directory. One of the same kind and
 // number that is there stays; another file is an error (config-linux.md, "Devices").
 func (a *assembly) makeNode(dir int, name string, d *device) error {
-	var st unix.Stat_t
-	if unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil {
-		if d.is(&st) {
-			return nil
-		}
-		return fmt.Errorf("another file is there: %w", unix.EEXIST)
-	}
 	err := unix.Mknodat(dir, name, d.kind|d.mode, int(d.dev))
+	if err != nil {
+		var st unix.Stat_t
+		if unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil {
+			if d.is(&st) {
+				return nil
+			}
+			return fmt.Errorf("another file is there: %w", unix.EEXIST)
+		}
+	}
 	if err == unix.EPERM && d.kind != unix.S_IFIFO {
 		return a.bindNode(dir, name, d) // we are in a user namespace ourselves
 	}
@@ -221,7 +223,10 @@ func (a *assembly) ownNode(dir int, name string, d *device) error {
 			return err
 		}
 	}
-	return unix.Chmod(fdPath(node), d.mode)
+	if err := unix.Fchmodat(node, "", d.mode, unix.AT_EMPTY_PATH); err != unix.EOPNOTSUPP {
+		return err
+	}
+	return unix.Chmod(fdPath(node), d.mode) // before Linux 6.6
 }
 
 // bindNode puts the host's node in place where none may be made.
@@ -246,16 +251,11 @@ func (a *assembly) bindNode(dir int, name string, d *device) error {
 // hide places the masks and makes read-only what the spec lists. Paths that
 // the container does not have are passed over.
 func (a *assembly) hide() error {
-	if len(a.spec.Linux.MaskedPaths) > 0 {
-		null, err := openNull(unix.O_PATH)
-		if err != nil {
-			return err
-		}
-		defer unix.Close(null)
-		for _, name := range a.spec.Linux.MaskedPaths {
-			if err := a.mask(name, null); err != nil {
-				return fmt.Errorf("mask %s: %w", name, err)
-			}
+	masks := masks{label: a.labelled(nil), null: -1, empty: -1}
+	defer masks.close()
+	for _, name := range a.spec.Linux.MaskedPaths {
+		if err := a.mask(name, &masks); err != nil {
+			return fmt.Errorf("mask %s: %w", name, err)
 		}
 	}
 	for _, name := range a.spec.Linux.ReadonlyPaths {
@@ -268,9 +268,37 @@ func (a *assembly) hide() error {
 
 func absent(err error) bool { return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) }
 
-// mask covers a file with the host's null device and a directory with an empty
-// read-only tmpfs.
-func (a *assembly) mask(name string, null int) error {
+// masks are what covers a file, the host's null device, and a directory, an empty
+// read-only tmpfs: the first of each kind, -1 before. The others are copies of it.
+type masks struct {
+	label       []string // option of a mount, for SELinux
+	null, empty int
+}
+
+func (m *masks) close() {
+	for _, fd := range []int{m.null, m.empty} {
+		if fd >= 0 {
+			unix.Close(fd)
+		}
+	}
+}
+
+func (m *masks) newEmpty() (int, error) {
+	return newFilesystem("tmpfs", "tmpfs", append([]string{"size=4k", "nr_inodes=2", "mode=755"}, m.label...),
+		unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
+}
+
+func nullMask() (int, error) {
+	null, err := openNull(unix.O_PATH)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(null)
+	return cloneMount(null, false)
+}
+
+// mask covers what is at a path, if there is something.
+func (a *assembly) mask(name string, masks *masks) error {
 	target, err := safepath.OpenPath(a.root, name)
 	if absent(err) {
 		return nil
@@ -283,12 +311,19 @@ func (a *assembly) mask(name string, null int) error {
 	if err := unix.Fstat(target, &st); err != nil {
 		return err
 	}
-	var mount int
+	first, newMask := &masks.null, nullMask
 	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
-		mount, err = newFilesystem("tmpfs", "tmpfs", a.labelled([]string{"size=4k", "nr_inodes=2", "mode=755"}),
-			unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
-	} else {
-		mount, err = cloneMount(null, false)
+		first, newMask = &masks.empty, masks.newEmpty
+	}
+	if *first < 0 {
+		if *first, err = newMask(); err != nil {
+			return err
+		}
+		return a.attach(*first, target)
+	}
+	mount, err := cloneDetached(*first)
+	if err == unix.EINVAL { // before Linux 6.15
+		mount, err = newMask()
 	}
 	if err != nil {
 		return err
@@ -308,14 +343,11 @@ func (a *assembly) readonly(name string) error {
 	}
 	defer unix.Close(target)
 	return a.inShop(func() error {
-		mount, err := cloneMount(target, true)
+		mount, err := changedTree(target, "", mountChange{set: unix.MOUNT_ATTR_RDONLY, propagation: unix.MS_PRIVATE, recursive: true})
 		if err != nil {
 			return err
 		}
 		defer unix.Close(mount)
-		if err := changeMount(mount, mountChange{set: unix.MOUNT_ATTR_RDONLY, recursive: true}); err != nil {
-			return err
-		}
 		return moveOnto(mount, target)
 	})
 }

@@ -40,15 +40,16 @@ func cloneHostPath(path string, recursive bool) (int, error) {
 }
 
 func privateTree(dir int, path string, recursive bool) (int, error) {
-	return treeOf(dir, path, recursive, unix.MS_PRIVATE)
+	return changedTree(dir, path, mountChange{propagation: unix.MS_PRIVATE, recursive: recursive})
 }
 
-func treeOf(dir int, path string, recursive bool, propagation uint64) (int, error) {
-	fd, err := openTree(dir, path, recursive)
+// changedTree is openTree with a change of the copy.
+func changedTree(dir int, path string, c mountChange) (int, error) {
+	fd, err := openTree(dir, path, c.recursive)
 	if err != nil {
 		return -1, err
 	}
-	if err := changeMount(fd, mountChange{propagation: propagation, recursive: recursive}); err != nil {
+	if err := changeMount(fd, c); err != nil {
 		unix.Close(fd)
 		return -1, err
 	}
@@ -117,7 +118,7 @@ func mountRoot(m *Mount, dir string, slave bool) (int, error) {
 		if slave {
 			propagation = unix.MS_SLAVE
 		}
-		fd, err := treeOf(unix.AT_FDCWD, dir, true, propagation)
+		fd, err := changedTree(unix.AT_FDCWD, dir, mountChange{propagation: propagation, recursive: true})
 		if err != nil {
 			return -1, &os.PathError{Op: "mount root", Path: dir, Err: err}
 		}
