@@ -38,6 +38,7 @@ type assembly struct {
 	bundle     string
 	uids, gids []specs.LinuxIDMapping
 	own        uintptr // CLONE_NEW* of the namespaces that are not the host's
+	idle       bool    // the child is done with its namespaces soon
 	pidNS      *joined // that of a process that is born late; nil for others
 	group      *cgroup.Group
 	host       *cgroup.Host
@@ -55,6 +56,9 @@ type assembly struct {
 // container: they show a namespace of their maker. One of the host's namespaces
 // must be shown by the parent if the container has a user namespace, since in
 // that nobody may mount it.
+//
+// A child that has no network namespace to make has time for what could be made
+// by either.
 func (a *assembly) childMade(fsType string) bool {
 	var shows uintptr
 	switch fsType {
@@ -69,6 +73,8 @@ func (a *assembly) childMade(fsType string) bool {
 		shows = unix.CLONE_NEWCGROUP
 	case "sysfs":
 		shows = unix.CLONE_NEWNET
+	case "tmpfs", "devpts":
+		return a.idle && len(a.uids) == 0
 	default:
 		return false
 	}
@@ -96,7 +102,10 @@ func (a *assembly) classify() ([]*source, error) {
 		if s.opts.bind && m.Source == "" {
 			return nil, fmt.Errorf("mounts[%d].source of a bind: %w", i, errMissing)
 		}
-		if mapped := s.opts.idmap || len(m.UIDMappings)+len(m.GIDMappings) > 0; mapped && !s.opts.bind && (a.childMade(m.Type) || m.Type == "cgroup") {
+		filled := m.Type == "tmpfs" || m.Type == "devpts" // by us, before it is read-only
+		mapped := s.opts.idmap || len(m.UIDMappings)+len(m.GIDMappings) > 0
+		child := a.childMade(m.Type) && !s.opts.bind && !(mapped && filled)
+		if mapped && !s.opts.bind && (child || m.Type == "cgroup") {
 			return nil, fmt.Errorf("mounts[%d].uidMappings and gidMappings of %s: %w", i, m.Type, errUnsupported)
 		}
 		if s.opts.remount {
@@ -106,10 +115,15 @@ func (a *assembly) classify() ([]*source, error) {
 		if s.opts.bind {
 			continue
 		}
-		if !a.childMade(m.Type) {
+		if filled || !child {
 			s.late = m.Type != "cgroup" && (s.late || s.opts.readOnly())
 			s.late, s.last = s.late && !a.chrooted, s.late && a.chrooted
+		}
+		if !child {
 			continue
+		}
+		if err := a.translateIDs(s); err != nil {
+			return nil, fmt.Errorf("mount %s at %s: %w", m.Type, m.Destination, err)
 		}
 		s.child = len(made)
 		made = append(made, s)
@@ -204,15 +218,19 @@ func (a *assembly) open(s *source) (err error) {
 		}
 		s.file = st.Mode&unix.S_IFMT != unix.S_IFDIR
 	}
-	if m.Type == "devpts" && !s.opts.bind {
-		a.devpts, a.devptsAt = s.fd, m.Destination
-	}
+	a.noteDevpts(s)
 	if len(m.UIDMappings) > 0 || len(m.GIDMappings) > 0 || s.opts.idmap {
 		if err := a.idmap(s); err != nil {
 			return fmt.Errorf("map ids: %w", err)
 		}
 	}
 	return s.opts.applyTo(s.fd, (s.late || s.last) && !s.opts.bind)
+}
+
+func (a *assembly) noteDevpts(s *source) {
+	if s.spec.Type == "devpts" && !s.opts.bind {
+		a.devpts, a.devptsAt = s.fd, s.spec.Destination
+	}
 }
 
 // lateSources are the mounts that the child changes once they are attached,
@@ -333,7 +351,8 @@ func (a *assembly) assemble(made []int) (err error) {
 		s := &a.sources[i]
 		if s.child >= 0 {
 			s.fd = made[s.child]
-			if err := errors.Join(a.labelQueues(s), s.opts.applyTo(s.fd, false)); err != nil {
+			a.noteDevpts(s)
+			if err := errors.Join(a.labelQueues(s), s.opts.applyTo(s.fd, s.late || s.last)); err != nil {
 				return fmt.Errorf("mount %s at %s: %w", s.spec.Type, s.spec.Destination, err)
 			}
 		}

@@ -145,7 +145,7 @@ func (k *creation) makeGroups() error {
 func (k *creation) receive() (err error) {
 	k.mounts, err = k.await(len(k.made))
 	for _, fd := range k.mounts {
-		k.fds.add(fd)
+		k.parts.fds.add(fd)
 	}
 	return err
 }
@@ -253,7 +253,7 @@ func (k *creation) open(taken *undo.Stack) (err error) {
 	}
 	k.parts = assembly{
 		spec: withMounts(spec, k.cfg.Rootfs), bundle: k.cfg.Bundle, uids: c.ns.uids, gids: c.ns.gids, host: c.host, group: c.group, root: -1, devpts: -1,
-		own: c.ns.all(), ordered: k.cfg.Ordered, chrooted: c.ns.chrooted,
+		own: c.ns.all(), idle: c.ns.fresh&unix.CLONE_NEWNET == 0, ordered: k.cfg.Ordered, chrooted: c.ns.chrooted,
 	}
 	if c.ns.exposed {
 		k.parts.pidNS = c.ns.pid
