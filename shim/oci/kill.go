@@ -251,18 +251,20 @@ func (c *cli) destroy(ct *container) error {
 // has been killed, and gives everything back, the directory last. launched may
 // be nil.
 func (c *cli) giveBack(ct *container, launched *launch.Container) error {
-	// A shared pid namespace leaves other processes behind.
-	if err := ct.killGroup(); err != nil {
-		return err
-	}
-	if launched != nil {
-		c.warn(launched.Close())
-	}
 	_, group, err := ct.group()
 	if err != nil {
 		return err
 	}
-	if err := group.Remove(); err != nil {
+	err = group.Remove()
+	if errors.Is(err, unix.EBUSY) { // a shared pid namespace leaves other processes behind
+		if err = ct.killGroup(); err == nil {
+			err = group.Remove()
+		}
+	}
+	if launched != nil {
+		c.warn(launched.Close())
+	}
+	if err != nil {
 		return err
 	}
 	if err := ct.leaveScope(); err != nil {
