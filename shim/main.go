@@ -6,6 +6,11 @@
 // The same binary, started the same way, makes or removes a pod's sandbox and
 // then ends. Started with "keep" it stands between the daemon and another
 // runtime's shim: see package keeper. With any other command line it is an OCI runtime: see package oci.
+//
+// How many processors it uses is told by who starts it. What would look for another
+// number from time to time takes a tenth of the start of a program.
+//
+//go:debug updatemaxprocs=0
 package main
 
 import (

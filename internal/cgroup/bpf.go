@@ -54,20 +54,20 @@ const (
 // it returns 1 if every right asked for is allowed, else 0. It has no jump: the
 // kernel's verifier follows both ways of each, which takes it several times as long.
 func deviceProgram(rules []deviceRule) []insn {
-	prog := []insn{
-		{code: opLoadWord, regs: regAsked | regContext<<4},
-		{code: opMoveReg, regs: regKind | regAsked<<4},
-		{code: opAndImm, regs: regKind, imm: 0xffff},
-		{code: opShiftImm, regs: regAsked, imm: 16},
-		{code: opLoadWord, regs: regMajor | regContext<<4, offset: 4},
-		{code: opLoadWord, regs: regMinor | regContext<<4, offset: 8},
-		{code: opMoveImm, regs: regAllowed},
-	}
+	const around, most = 12, 13 // instructions beside the rules', and of one
+	prog := append(make([]insn, 0, around+most*len(rules)),
+		insn{code: opLoadWord, regs: regAsked | regContext<<4},
+		insn{code: opMoveReg, regs: regKind | regAsked<<4},
+		insn{code: opAndImm, regs: regKind, imm: 0xffff},
+		insn{code: opShiftImm, regs: regAsked, imm: 16},
+		insn{code: opLoadWord, regs: regMajor | regContext<<4, offset: 4},
+		insn{code: opLoadWord, regs: regMinor | regContext<<4, offset: 8},
+		insn{code: opMoveImm, regs: regAllowed})
 	for len(rules) > 0 && !rules[0].allow { // nothing is allowed yet
 		rules = rules[1:]
 	}
 	for _, r := range rules {
-		prog = append(prog, ruleProgram(r)...)
+		prog = appendRule(prog, r)
 	}
 	return append(prog,
 		insn{code: opXorImm, regs: regAllowed, imm: -1},
@@ -77,13 +77,13 @@ func deviceProgram(rules []deviceRule) []insn {
 		insn{code: opExit})
 }
 
-// ruleProgram gives or takes the rule's rights if the device is one of its.
-func ruleProgram(r deviceRule) []insn {
+// appendRule gives or takes the rule's rights if the device is one of its.
+func appendRule(p []insn, r deviceRule) []insn {
 	kind := int32(bpfChar)
 	if r.kind == 'b' {
 		kind = bpfBlock
 	}
-	p := []insn{{code: opMoveReg, regs: regMatch | regKind<<4}, {code: opXorImm, regs: regMatch, imm: kind}}
+	p = append(p, insn{code: opMoveReg, regs: regMatch | regKind<<4}, insn{code: opXorImm, regs: regMatch, imm: kind})
 	for _, n := range []struct {
 		reg    uint8
 		number int64

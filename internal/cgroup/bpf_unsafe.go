@@ -1,7 +1,6 @@
 package cgroup
 
 import (
-	"runtime"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -23,12 +22,13 @@ const (
 	bpfLoadMaxAttempts = 5
 )
 
-// loadAttr is the part of union bpf_attr that BPF_PROG_LOAD reads.
+// loadAttr is the part of union bpf_attr that BPF_PROG_LOAD reads. Its pointers are
+// the kernel's numbers of 64 bits here.
 type loadAttr struct {
 	progType    uint32
 	insnCount   uint32
-	insns       uint64
-	license     uint64
+	insns       *insn
+	license     *byte
 	logLevel    uint32
 	logSize     uint32
 	log         uint64
@@ -52,7 +52,7 @@ type queryAttr struct {
 	kind        uint32
 	queryFlags  uint32
 	attachFlags uint32
-	ids         uint64
+	ids         *uint32
 	count       uint32
 	_           uint32
 }
@@ -67,21 +67,18 @@ func bpf(cmd uintptr, attr unsafe.Pointer, size uintptr) (int, error) {
 	return int(fd), nil
 }
 
+// license is told to the kernel; a device filter calls nothing that wants the GPL.
+var license = []byte("Apache-2.0\x00")
+
 // bpfLoad gives a file descriptor of the verified program.
 func bpfLoad(prog []insn) (int, error) {
-	license := [...]byte{'A', 'p', 'a', 'c', 'h', 'e', '-', '2', '.', '0', 0}
 	attr := loadAttr{
 		progType:  progTypeDevice,
 		insnCount: uint32(len(prog)),
-		insns:     uint64(uintptr(unsafe.Pointer(unsafe.SliceData(prog)))),
-		license:   uint64(uintptr(unsafe.Pointer(&license[0]))),
+		insns:     unsafe.SliceData(prog),
+		license:   unsafe.SliceData(license),
 	}
 	copy(attr.name[:], "longshore_dev")
-	// The kernel only sees numbers: hold what they point at in place.
-	var pin runtime.Pinner
-	defer pin.Unpin()
-	pin.Pin(unsafe.SliceData(prog))
-	pin.Pin(&license[0])
 	// The verifier gives EAGAIN when a signal interrupts it.
 	for attempt := 1; ; attempt++ {
 		fd, err := bpf(bpfProgLoad, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
@@ -114,11 +111,8 @@ func bpfAttached(group int) ([]int, error) {
 	var ids [maxAttached]uint32
 	attr := queryAttr{
 		target: uint32(group), kind: attachTypeDevice,
-		ids: uint64(uintptr(unsafe.Pointer(&ids[0]))), count: maxAttached,
+		ids: &ids[0], count: maxAttached,
 	}
-	var pin runtime.Pinner
-	defer pin.Unpin()
-	pin.Pin(&ids[0])
 	if _, err := bpf(bpfProgQuery, unsafe.Pointer(&attr), unsafe.Sizeof(attr)); err != nil {
 		return nil, err
 	}
