@@ -19,6 +19,9 @@ import (
 // the root is assembled.
 const maxMounts = 4096
 
+// maxFavours bounds the mounts that the child makes though it need not.
+const maxFavours = 16
+
 // source is one mount of the spec on its way into the root.
 type source struct {
 	spec  *specs.Mount
@@ -57,8 +60,8 @@ type assembly struct {
 // must be shown by the parent if the container has a user namespace, since in
 // that nobody may mount it.
 //
-// A child that has no network namespace to make has time for what could be made
-// by either.
+// A child that has no network namespace to make has time for some of what could be
+// made by either.
 func (a *assembly) childMade(fsType string) bool {
 	var shows uintptr
 	switch fsType {
@@ -104,7 +107,7 @@ func (a *assembly) classify() ([]*source, error) {
 		}
 		filled := m.Type == "tmpfs" || m.Type == "devpts" // by us, before it is read-only
 		mapped := s.opts.idmap || len(m.UIDMappings)+len(m.GIDMappings) > 0
-		child := a.childMade(m.Type) && !s.opts.bind && !(mapped && filled)
+		child := a.childMade(m.Type) && !s.opts.bind && !(filled && (mapped || len(made) >= maxFavours))
 		if mapped && !s.opts.bind && (child || m.Type == "cgroup") {
 			return nil, fmt.Errorf("mounts[%d].uidMappings and gidMappings of %s: %w", i, m.Type, errUnsupported)
 		}

@@ -144,6 +144,25 @@ func TestOptionsOfFilesystems(t *testing.T) {
 	}
 }
 
+// TestManyFilesystems: an idle child mounts some of them, but what it hands over is
+// bounded by the kernel (SCM_RIGHTS, 253), and its program by us.
+func TestManyFilesystems(t *testing.T) {
+	f := newFixture(t, "report")
+	f.without(specs.NetworkNamespace)
+	f.dropMount("/sys")
+	const count = 300
+	for i := range count {
+		f.mount(specs.Mount{Destination: fmt.Sprintf("/many/%d", i), Type: "tmpfs", Options: []string{"size=4k", "mode=700"}})
+	}
+	out, _ := f.run()
+	r := decode(t, out)
+	for _, i := range []int{0, 100, count - 1} {
+		if at := fmt.Sprintf("/many/%d", i); mountOf(r, at) == "" {
+			t.Errorf("%s is not mounted", at)
+		}
+	}
+}
+
 func TestMountsAndNamespacesAreRefused(t *testing.T) {
 	maps := []specs.LinuxIDMapping{{HostID: 1000, Size: 1}}
 	for _, tt := range []struct {

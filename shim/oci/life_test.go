@@ -320,7 +320,7 @@ func TestRunGivesTheStatus(t *testing.T) {
 }
 
 func TestRunPassesSignalsOn(t *testing.T) {
-	for _, sig := range []unix.Signal{unix.SIGTERM, unix.SIGUSR1} { // of either kind: see signals.go
+	for _, sig := range []unix.Signal{unix.SIGTERM, unix.SIGUSR1} { // one that ends a Go program by itself, one that does not
 		f := newFixture(t, "trap")
 		f.write()
 		cmd := f.command("run", "--bundle", f.bundle, f.id)
