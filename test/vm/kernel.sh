@@ -21,7 +21,7 @@ newest() { apt-cache "${apt[@]}" depends "linux-image-$flavour" 2>/dev/null | aw
 download() { [ -n "$package" ] && (cd "$dir" && apt-get "${apt[@]}" download -q "$package" busybox-static >/dev/null); }
 
 package=$(newest)
-if [ -z "$package" ] || [ "$(cat "$dir/package" 2>/dev/null)" != "$package" ]; then
+if [ -z "$package" ] || [ "$(cat "$dir/package" 2>/dev/null)" != "$package" ] || [ ! -s "$dir/busybox" ]; then
 	rm -rf "$dir"
 	mkdir -p "$dir/root"
 	# The lists may be missing, or older than what the mirror has.
