@@ -42,9 +42,11 @@ func seize(hostMounts string) {
 			// That of newProcfs, whose filter allows nothing that a tracer could use.
 			root, err := os.ReadDir(fmt.Sprintf("/proc/%d/root", pid))
 			helper := err == nil && len(root) == 0 && more&^(1<<unix.CAP_SYS_ADMIN) == 0 && statusOf(strconv.Itoa(pid), "Seccomp") == "2"
-			if helper {
+			switch {
+			case !strings.HasPrefix(statusOf(strconv.Itoa(pid), "State"), "t"): // its parent has ended it while we looked
+			case helper:
 				fmt.Println("seized: a helper")
-			} else if mounts != "" { // it lives
+			default:
 				fmt.Printf("seized: more capabilities %#x, host's mounts %v\n", more, mounts == hostMounts)
 			}
 			// Its parent may reap it only when its tracer has.
