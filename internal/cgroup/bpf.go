@@ -122,10 +122,7 @@ func attachDeviceFilter(dir string, prog []insn) error {
 		return &fs.PathError{Op: "open", Path: dir, Err: err}
 	}
 	defer unix.Close(group)
-	loaded, err := -1, error(unix.EINVAL)
-	if !noFilters {
-		loaded, err = bpfLoad(prog)
-	}
+	loaded, err := bpfLoad(prog)
 	switch err {
 	case nil:
 	case unix.ENOSYS, unix.EINVAL, unix.EPERM: // without bpf(2), or without CONFIG_CGROUP_BPF, or without CAP_BPF

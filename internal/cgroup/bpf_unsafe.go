@@ -72,6 +72,9 @@ var license = []byte("Apache-2.0\x00")
 
 // bpfLoad gives a file descriptor of the verified program.
 func bpfLoad(prog []insn) (int, error) {
+	if noFilters {
+		return -1, unix.EINVAL
+	}
 	attr := loadAttr{
 		progType:  progTypeDevice,
 		insnCount: uint32(len(prog)),

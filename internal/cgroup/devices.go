@@ -125,27 +125,27 @@ func (u *update) devices(res *specs.LinuxResources) error {
 	if len(res.Devices) == 0 {
 		return nil
 	}
+	host := u.group.host
+	t, ok := host.tree("devices")
+	if !ok {
+		denies := func(d specs.LinuxDeviceCgroup) bool { return !d.Allow }
+		return refuse("no devices controller", wish{"devices", slices.ContainsFunc(res.Devices, denies)})
+	}
 	rules, err := deviceRules(res.Devices)
 	if err != nil {
 		return err
 	}
-	host := u.group.host
-	err = errNoFilter
-	if t := host.unified(); t != nil {
-		err = attachDeviceFilter(u.group.dir(t), deviceProgram(rules))
-	}
-	if !errors.Is(err, errNoFilter) {
-		return err
-	}
-	if t, ok := host.tree("devices"); ok && !t.Unified {
-		list, err := deviceList(rules)
-		if err != nil {
+	if unified := host.unified(); unified != nil {
+		err := attachDeviceFilter(u.group.dir(unified), deviceProgram(rules))
+		if t.Unified || !errors.Is(err, errNoFilter) {
 			return err
 		}
-		return setDevices1(u.group.dir(t), list)
 	}
-	denies := func(d specs.LinuxDeviceCgroup) bool { return !d.Allow }
-	return refuse(err.Error(), wish{"devices", slices.ContainsFunc(res.Devices, denies)})
+	list, err := deviceList(rules)
+	if err != nil {
+		return err
+	}
+	return setDevices1(u.group.dir(t), list)
 }
 
 // allowed is what version 1's device controller holds: all or nothing per kind

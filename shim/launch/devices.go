@@ -179,14 +179,12 @@ func (d *device) is(st *unix.Stat_t) bool { return st.Mode&unix.S_IFMT == d.kind
 // number that is there stays; another file is an error (config-linux.md, "Devices").
 func (a *assembly) makeNode(dir int, name string, d *device) error {
 	err := unix.Mknodat(dir, name, d.kind|d.mode, int(d.dev))
-	if err != nil {
-		var st unix.Stat_t
-		if unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil {
-			if d.is(&st) {
-				return nil
-			}
-			return fmt.Errorf("another file is there: %w", unix.EEXIST)
+	var st unix.Stat_t
+	if err != nil && unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil {
+		if d.is(&st) {
+			return nil
 		}
+		return fmt.Errorf("another file is there: %w", unix.EEXIST)
 	}
 	if err == unix.EPERM && d.kind != unix.S_IFIFO {
 		return a.bindNode(dir, name, d) // we are in a user namespace ourselves

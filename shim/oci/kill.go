@@ -261,11 +261,11 @@ func (c *cli) giveBack(ct *container, launched *launch.Container) error {
 			err = group.Remove()
 		}
 	}
-	if launched != nil {
-		c.warn(launched.Close())
-	}
 	if err != nil {
 		return err
+	}
+	if launched != nil { // not before: its hooks of poststop run once
+		c.warn(launched.Close())
 	}
 	if err := ct.leaveScope(); err != nil {
 		return err
